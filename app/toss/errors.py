@@ -1,0 +1,43 @@
+"""What can go wrong with Toss, ordered by what the caller may do next.
+
+    TossError
+    ├── NotSent          never processed: may be sent again (a TLS fault will not go away by itself)
+    ├── OutcomeUnknown   perhaps processed: ask, never resend blindly
+    ├── TossRejected     a clear "no"
+    └── Unintelligible   an answer that is not of the promised form; perhaps processed
+
+No text here carries a body, a token or a vendor's sentence.
+"""
+
+
+class TossError(Exception):
+    """Root."""
+
+
+class NotSent(TossError):
+    def __init__(self, why: str, *, is_tls: bool = False) -> None:
+        super().__init__(why)
+        self.is_tls = is_tls
+
+
+class OutcomeUnknown(TossError):
+    """Timeout or reset after the request was, or may have been, sent."""
+
+
+class TossRejected(TossError):
+    """`error_code` is Toss's word and may be unknown to us (toss-cert reference 7); `reason` is never logged."""
+
+    def __init__(self, *, http_status: int, error_code: str, reason: str = "") -> None:
+        super().__init__(f"rejected with {error_code} (HTTP {http_status})")
+        self.http_status = http_status
+        self.error_code = error_code
+        self.reason = reason
+
+
+class Unintelligible(TossError):
+    """`is_json` is false for what a gateway would answer: the provider is out of order, not misunderstood."""
+
+    def __init__(self, why: str, *, http_status: int, is_json: bool = True) -> None:
+        super().__init__(f"{why} (HTTP {http_status})")
+        self.http_status = http_status
+        self.is_json = is_json
