@@ -1,0 +1,224 @@
+"""`python -m app serve | migrate | doctor | reconcile | keys`."""
+
+import argparse
+import asyncio
+import base64
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import structlog
+import uvicorn
+from sqlalchemy.engine import make_url
+
+from app.database import Database
+from app.doctor import examine
+from app.errors import AppError, StorageUnavailable
+from app.observability import configure_logging
+from app.reconcile import reconcile
+from app.reseal import reseal
+from app.resources import Resources, open_resources
+from app.server_keys import Scope
+from app.settings import Settings, SettingsError
+
+T = TypeVar("T")
+
+OK, FAILED, MISCONFIGURED = 0, 1, 2
+
+Command = Callable[[argparse.Namespace], int]
+
+MIGRATION_TIMEOUT = timedelta(minutes=10)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    command: Command = options.command
+    try:
+        return command(options)
+    except SettingsError as error:
+        print(
+            "The settings cannot be used:",
+            *(f"  - {fault}" for fault in error.faults),
+            sep="\n",
+            file=sys.stderr,
+        )
+        return MISCONFIGURED
+    except AppError as error:
+        print(f"{error.title}.", file=sys.stderr)
+        return FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m app", description="The Apps-in-Toss BFF")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Command, text: str, to: Any = commands) -> argparse.ArgumentParser:  # noqa: ANN401 - argparse names no public type for it
+        added: argparse.ArgumentParser = to.add_parser(name, help=text, description=text)
+        added.set_defaults(command=command)
+        return added
+
+    add("serve", _serve, "run the HTTP service")
+    add("migrate", _migrate, "bring the database's tables up to date")
+    add("doctor", _doctor, "examine settings, database, Redis, Toss and clock, and explain every fault")
+    add("reconcile", _reconcile, "settle what crashes left open, and erase what is past its retention")
+
+    keys = commands.add_parser("keys", help="server keys and sealing keys").add_subparsers(
+        required=True, metavar="ACTION"
+    )
+    issue = add("issue", _issue, "make a server key; it is shown once", keys)
+    issue.add_argument("--name", required=True, help="who will hold it")
+    issue.add_argument("--scope", required=True, action="append", choices=[str(scope) for scope in Scope])
+    issue.add_argument("--days", type=int, help="lifetime; without it the key lives until it is revoked")
+    add("list", _list, "list server keys", keys)
+    revoke = add("revoke", _revoke, "revoke a server key, at once on every replica", keys)
+    revoke.add_argument("key_id")
+    add("generate", _generate, "make a random key for BFF_VAULT__KEYS or BFF_VAULT__HASH_KEY", keys)
+    again = add("reseal", _reseal, "seal all stored personal data with the active key, in batches", keys)
+    again.add_argument("--batch", type=int, default=500)
+    return parser
+
+
+def _serve(_options: argparse.Namespace) -> int:
+    settings = _settings()
+    if not _run(settings, _is_current):
+        print("The database's tables are missing or old. Run: python -m app migrate", file=sys.stderr)
+        return FAILED
+    uvicorn.run(
+        "app.main:from_environment",
+        factory=True,
+        host=settings.server.host,
+        port=settings.server.port,
+        workers=settings.server.workers,
+        # Who is calling is decided in one place, by us; FORWARDED_ALLOW_IPS and its kin have no say.
+        proxy_headers=False,
+        server_header=False,
+        access_log=False,
+        log_config=None,
+        timeout_graceful_shutdown=int(settings.server.shutdown_grace.total_seconds()),
+    )
+    return OK
+
+
+async def _is_current(resources: Resources) -> bool:
+    try:
+        return await resources.database.is_current()
+    except StorageUnavailable:
+        # A database that is away may come back; /readyz says so until then.
+        structlog.stdlib.get_logger("app").warning("database_unavailable_at_start")
+        return True
+
+
+def _migrate(_options: argparse.Namespace) -> int:
+    settings = _settings()
+    url = settings.database.url.get_secret_value()
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite" and parsed.database:
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+
+    async def migrate() -> None:
+        database = Database(url, pool_size=1, timeout=MIGRATION_TIMEOUT)
+        try:
+            await database.migrate()
+        finally:
+            await database.aclose()
+
+    asyncio.run(migrate())
+    print("The database is up to date.")
+    return OK
+
+
+def _doctor(_options: argparse.Namespace) -> int:
+    settings = _settings()
+
+    async def run(resources: Resources) -> int:
+        faults = 0
+        async for finding in examine(resources):
+            faults += finding.is_fault
+            print(f"{'FAULT' if finding.is_fault else 'ok   '}  {finding.check}: {finding.what}")
+            if finding.fix:
+                print(f"       -> {finding.fix}")
+        print("All is well." if not faults else f"Faults found: {faults}")
+        return FAILED if faults else OK
+
+    return _run(settings, run)
+
+
+def _reconcile(_options: argparse.Namespace) -> int:
+    settings = _settings()
+    done = _run(settings, reconcile)
+    print(
+        f"leases settled: {done.leases_settled}, answers opened: {done.answers_opened}, "
+        f"identities erased: {done.identities_erased}, signatures erased: {done.signatures_erased}"
+    )
+    return OK
+
+
+def _issue(options: argparse.Namespace) -> int:
+    settings = _settings()
+
+    async def issue(resources: Resources) -> None:
+        issued = await resources.server_keys.issue(
+            name=options.name,
+            scopes={Scope(scope) for scope in options.scope},
+            lifetime=timedelta(days=options.days) if options.days else None,
+        )
+        print(
+            f"key id:     {issued.key_id}\nserver key: {issued.secret}\nThe key is not stored and not shown again."
+        )
+
+    _run(settings, issue)
+    return OK
+
+
+def _list(_options: argparse.Namespace) -> int:
+    settings = _settings()
+
+    async def show(resources: Resources) -> None:
+        for key in await resources.server_keys.list():
+            state = f"revoked {key.revoked_at:%Y-%m-%d}" if key.revoked_at else "active"
+            end = f"until {key.expires_at:%Y-%m-%d}" if key.expires_at else "no end"
+            print(f"{key.key_id}  {state:<18}  {end:<16}  {','.join(key.scopes)}  {key.name}")
+
+    _run(settings, show)
+    return OK
+
+
+def _revoke(options: argparse.Namespace) -> int:
+    settings = _settings()
+    is_revoked = _run(settings, lambda resources: resources.server_keys.revoke(options.key_id))
+    print("Revoked." if is_revoked else "There is no such active key.")
+    return OK if is_revoked else FAILED
+
+
+def _generate(_options: argparse.Namespace) -> int:
+    print(base64.b64encode(os.urandom(32)).decode())
+    return OK
+
+
+def _reseal(options: argparse.Namespace) -> int:
+    settings = _settings()
+    columns = _run(settings, lambda opened: reseal(opened.database, opened.vault, batch=options.batch))
+    for column in columns:
+        print(f"{column.column}: {column.resealed} resealed, {column.unreadable} unreadable")
+    return FAILED if any(column.unreadable for column in columns) else OK
+
+
+def _settings() -> Settings:
+    settings = Settings.from_environment()
+    configure_logging(level=settings.logging.level, is_json=settings.logging.format == "json")
+    return settings
+
+
+def _run(settings: Settings, use: Callable[[Resources], Awaitable[T]]) -> T:
+    async def run() -> T:
+        async with open_resources(settings) as resources:
+            return await use(resources)
+
+    return asyncio.run(run())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

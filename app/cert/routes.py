@@ -1,0 +1,156 @@
+"""Toss Cert over HTTP: the mini-app door and the partner-server door."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Path, Query
+
+from app.cert.schemas import (
+    CompareRequest,
+    ComparisonBody,
+    EvidenceBody,
+    FullResultBody,
+    OneTouchRequest,
+    OutcomeBody,
+    StartedBody,
+    StartRequest,
+    StatusBody,
+)
+from app.deps import (
+    NO_STORE,
+    CertComparer,
+    CertDep,
+    CertEraser,
+    CertEvidenceReader,
+    CertReader,
+    HolderDep,
+    SettingsDep,
+)
+from app.errors import (
+    AgeRestricted,
+    AppError,
+    InternalError,
+    InvalidRequest,
+    PayloadTooLarge,
+    ResultInProgress,
+    ResultOutcomeUnknown,
+    ResultReadsExhausted,
+    ScopeMissing,
+    SealedDataUnreadable,
+    ServerKeyRequired,
+    StorageUnavailable,
+    UpstreamInvalid,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+    VerificationErased,
+    VerificationExpired,
+    VerificationNotCompleted,
+    VerificationNotFound,
+    VerificationRefused,
+    VerificationTokenRequired,
+    VerificationUnknownToToss,
+)
+from app.problems import documented
+
+TxId = Annotated[str, Path(alias="txId", pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+
+ALWAYS: tuple[type[AppError], ...] = (InvalidRequest, PayloadTooLarge, StorageUnavailable, InternalError)
+UPSTREAM: tuple[type[AppError], ...] = (
+    UpstreamUnavailable,
+    UpstreamTimeout,
+    UpstreamInvalid,
+    AgeRestricted,
+    VerificationRefused,
+)
+ENDED: tuple[type[AppError], ...] = (VerificationExpired, ResultReadsExhausted, VerificationUnknownToToss)
+RESULT: tuple[type[AppError], ...] = (
+    *ALWAYS,
+    *UPSTREAM,
+    *ENDED,
+    VerificationNotFound,
+    VerificationNotCompleted,
+    ResultInProgress,
+    ResultOutcomeUnknown,
+    VerificationErased,
+    SealedDataUnreadable,
+)
+PARTNER: tuple[type[AppError], ...] = (ServerKeyRequired, ScopeMissing)
+
+mini_app = APIRouter(prefix="/api/v1/cert", tags=["Toss Cert (mini-app)"], dependencies=[NO_STORE])
+partner_server = APIRouter(prefix="/server/v1/cert", tags=["Toss Cert (partner server)"], dependencies=[NO_STORE])
+
+
+@mini_app.post(
+    "/requests",
+    status_code=201,
+    responses=documented(*ALWAYS, *UPSTREAM),
+    response_model_exclude_none=True,
+)
+async def start_verification(cert: CertDep, body: Annotated[StartRequest | None, Body()] = None) -> StartedBody:
+    """Start a verification. Without a body it is USER_NONE (one-touch)."""
+    if body is None or isinstance(body, OneTouchRequest):
+        return StartedBody.of(await cert.start())
+    return StartedBody.of(await cert.start(name=body.name, phone=body.phone, birthday=body.birthday))
+
+
+@mini_app.get(
+    "/requests/{txId}/status",
+    responses=documented(*ALWAYS, *UPSTREAM, *ENDED, VerificationNotFound, VerificationTokenRequired),
+)
+async def get_verification_status(tx_id: TxId, cert: CertDep, holder: HolderDep) -> StatusBody:
+    """Progress only. COMPLETED here is not proof; the result is."""
+    return StatusBody.of(await cert.status(tx_id, holder))
+
+
+@mini_app.post(
+    "/requests/{txId}/result",
+    responses=documented(*RESULT, VerificationTokenRequired),
+    response_model_exclude_none=True,
+)
+async def fetch_verification_outcome(
+    tx_id: TxId, cert: CertDep, holder: HolderDep, settings: SettingsDep
+) -> OutcomeBody:
+    """The verified outcome, as far as the operator discloses it. May be repeated."""
+    return OutcomeBody.of(await cert.result(tx_id, holder), disclosed=settings.cert.disclosed_fields)
+
+
+@partner_server.get(
+    "/requests/{txId}/status",
+    responses=documented(*ALWAYS, *UPSTREAM, *ENDED, *PARTNER, VerificationNotFound),
+)
+async def get_verification_status_as_partner(tx_id: TxId, cert: CertDep, partner: CertReader) -> StatusBody:
+    return StatusBody.of(await cert.status(tx_id, partner))
+
+
+@partner_server.post("/requests/{txId}/result", responses=documented(*RESULT, *PARTNER))
+async def fetch_full_result(tx_id: TxId, cert: CertDep, partner: CertReader) -> FullResultBody:
+    """Everything that was verified, CI and DI included. May be repeated."""
+    return FullResultBody.of(await cert.result(tx_id, partner))
+
+
+@partner_server.post("/requests/{txId}/compare", responses=documented(*RESULT, *PARTNER))
+async def compare_person(tx_id: TxId, body: CompareRequest, cert: CertDep, partner: CertComparer) -> ComparisonBody:
+    """Is the verified user the person with this CI, or this name and birthday?"""
+    return ComparisonBody.of(await cert.compare(tx_id, partner, ci=body.ci, name=body.name, birthday=body.birthday))
+
+
+@partner_server.get(
+    "/requests/{txId}/signature",
+    responses=documented(*ALWAYS, *PARTNER, VerificationNotFound, SealedDataUnreadable),
+)
+async def get_signature_evidence(tx_id: TxId, cert: CertDep, partner: CertEvidenceReader) -> EvidenceBody:
+    return EvidenceBody.of(await cert.evidence(tx_id, partner))
+
+
+@partner_server.delete(
+    "/requests/{txId}",
+    status_code=204,
+    responses=documented(*ALWAYS, *PARTNER, VerificationNotFound),
+)
+async def erase_verification(
+    tx_id: TxId,
+    cert: CertDep,
+    partner: CertEraser,
+    keep_signature: Annotated[bool, Query(alias="keepSignature")] = False,  # noqa: FBT002 - a query parameter
+) -> None:
+    """Erase the personal data. `keepSignature=true` keeps the evidence until its own retention ends."""
+    await cert.erase(tx_id, partner, keeps_signature=keep_signature)

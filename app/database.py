@@ -1,0 +1,155 @@
+"""The database: one declarative base, constraint names, UTC instants, short transactions."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, DateTime, Dialect, MetaData, event, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.types import TypeDecorator
+from typing_extensions import override
+
+from app.errors import StorageUnavailable
+
+MIGRATION_LOCK = 7_302_116
+"""Advisory lock of PostgreSQL: any number that nobody else in this database uses."""
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class Instant(TypeDecorator[datetime]):
+    """An aware UTC instant. SQLite has no such type and would hand back naive values."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    @override
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise TypeError("an instant without a time zone")
+        return value.astimezone(UTC)
+
+    @override
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Database:
+    """The engine, and the only way to a transaction."""
+
+    def __init__(self, url: str, *, pool_size: int, timeout: timedelta) -> None:
+        self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
+        seconds = timeout.total_seconds()
+        options: dict[str, Any] = (
+            {"connect_args": {"timeout": seconds}}
+            if self.is_sqlite
+            else {
+                "pool_size": pool_size,
+                "max_overflow": 0,
+                "pool_timeout": seconds,
+                "pool_pre_ping": True,
+                "connect_args": {"timeout": seconds, "command_timeout": seconds},
+            }
+        )
+        # hide_parameters: an error text must not carry the bound values.
+        self.engine = create_async_engine(url, hide_parameters=True, **options)
+        if self.is_sqlite:
+            _prepare_sqlite(self.engine.sync_engine)
+        self._sessions = async_sessionmaker(self.engine, expire_on_commit=False)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncSession]:
+        """A transaction that is committed when the block ends. No network call belongs inside.
+
+        Raises: StorageUnavailable when the database cannot be reached in time.
+        """
+        try:
+            async with self._sessions.begin() as session:
+                yield session
+        # asyncpg raises OSError for a refused connection and TimeoutError for a slow one, unwrapped.
+        except (OperationalError, InterfaceError, PoolTimeoutError, OSError) as error:
+            raise StorageUnavailable from error
+        except DBAPIError as error:
+            if error.connection_invalidated:
+                raise StorageUnavailable from error
+            raise
+
+    async def ping(self) -> None:
+        async with self.transaction() as session:
+            await session.execute(text("SELECT 1"))
+
+    async def is_current(self) -> bool:
+        """Whether every migration has been applied."""
+
+        def heads(connection: Connection) -> set[str]:
+            return set(MigrationContext.configure(connection).get_current_heads())
+
+        async with self.transaction() as session:
+            applied = await (await session.connection()).run_sync(heads)
+        return applied == set(ScriptDirectory.from_config(alembic_config()).get_heads())
+
+    async def migrate(self) -> None:
+        """Apply every migration that is missing. Replicas that do this at once wait for each other."""
+
+        def upgrade(connection: Connection) -> None:
+            if connection.dialect.name == "postgresql":
+                connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
+            command.upgrade(alembic_config(connection), "head")
+
+        try:
+            async with self.engine.begin() as connection:
+                await connection.run_sync(upgrade)
+        except (OperationalError, InterfaceError, OSError) as error:
+            raise StorageUnavailable from error
+
+    async def aclose(self) -> None:
+        await self.engine.dispose()
+
+
+def alembic_config(connection: Connection | None = None) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    return config
+
+
+def _prepare_sqlite(engine: Any) -> None:  # noqa: ANN401 - the event API takes any engine
+    @event.listens_for(engine, "connect")
+    def on_connect(connection: Any, _record: object) -> None:  # noqa: ANN401 - a DBAPI connection
+        # The driver's own implicit BEGIN is deferred: two writers would deadlock on the upgrade.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=FULL")
+        cursor.execute("PRAGMA foreign_keys=ON")
+        # Erased personal data is overwritten in the file, not only unlinked.
+        cursor.execute("PRAGMA secure_delete=ON")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def on_begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -1,0 +1,174 @@
+"""`python -m app doctor`: looks at everything the service depends on and explains each fault with a fix."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from ssl import cert_time_to_seconds
+from urllib.parse import urlsplit
+
+from app.errors import StorageUnavailable
+from app.reseal import keys_in_use
+from app.resources import Resources
+from app.shared_state import SharedStateUnavailable
+from app.toss.errors import NotSent, OutcomeUnknown, TossError, TossRejected, Unintelligible
+from app.toss.transport import Probe
+
+CLOCK_TOLERANCE = timedelta(seconds=30)
+"""Token lifetimes and the 60-minute window are counted on our clock."""
+CERTIFICATE_WARNING = timedelta(days=30)
+PATIENCE = 15.0
+"""Seconds for one check."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    check: str
+    is_fault: bool
+    what: str
+    fix: str = ""
+
+
+def _ok(check: str, what: str) -> Finding:
+    return Finding(check, is_fault=False, what=what)
+
+
+def _fault(check: str, what: str, fix: str) -> Finding:
+    return Finding(check, is_fault=True, what=what, fix=fix)
+
+
+async def examine(resources: Resources) -> AsyncIterator[Finding]:
+    """Every check, one after the other; none of them changes anything."""
+    yield _ok("settings", f"valid for {resources.settings.environment}")
+    checks = {
+        "database": _database(resources),
+        "redis": _redis(resources),
+        "token endpoint": _token(resources),
+        **{
+            f"TLS to {urlsplit(url).hostname}:{urlsplit(url).port or 443}": _host(resources, url)
+            for url in dict.fromkeys((_origin(resources.cert_tokens.url), resources.settings.cert.api_url))
+        },
+    }
+    for name, check in checks.items():
+        try:
+            async with asyncio.timeout(PATIENCE):
+                found = await check
+        except TimeoutError:
+            found = [_fault(name, "no answer in time", "Look at firewalls that swallow packets silently.")]
+        for finding in found:
+            yield finding
+
+
+def _origin(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+async def _database(resources: Resources) -> list[Finding]:
+    try:
+        if not await resources.database.is_current():
+            return [_fault("database", "tables are missing or old", "Run: python -m app migrate")]
+        missing = await keys_in_use(resources.database) - set(resources.settings.vault.keys)
+    except StorageUnavailable as error:
+        return [
+            _fault(
+                "database",
+                f"cannot be reached ({type(error.__cause__).__name__})",
+                "Check BFF_DATABASE__URL, that the server runs, and that this machine may connect to it.",
+            )
+        ]
+    if missing:
+        return [
+            _fault(
+                "vault",
+                f"stored values need keys that are not configured: {', '.join(sorted(missing))}",
+                "Put the old keys back into BFF_VAULT__KEYS; run python -m app keys reseal before removing one.",
+            )
+        ]
+    return [_ok("database", "reachable, tables are current, every key in use is configured")]
+
+
+async def _redis(resources: Resources) -> list[Finding]:
+    if resources.settings.redis.url is None:
+        return [_ok("redis", "not configured: state is kept in this one process")]
+    try:
+        await resources.shared_state.ping()
+    except SharedStateUnavailable as error:
+        return [
+            _fault(
+                "redis",
+                f"cannot be reached ({error})",
+                "Check BFF_REDIS__URL and that the server runs. Until then each process fetches its own token.",
+            )
+        ]
+    return [_ok("redis", "reachable")]
+
+
+async def _token(resources: Resources) -> list[Finding]:
+    try:
+        token = await resources.cert_tokens.fetch()
+    except TossError as error:
+        return [_fault("token endpoint", *_explain(error))]
+    minutes = int((token.expires_at - token.fetched_at).total_seconds() // 60)
+    return [_ok("token endpoint", f"gave a token (kept for {minutes} minutes at most)")]
+
+
+async def _host(resources: Resources, url: str) -> list[Finding]:
+    name = f"TLS to {urlsplit(url).hostname}:{urlsplit(url).port or 443}"
+    try:
+        probe = await resources.cert_transport.probe(url)
+    except TossError as error:
+        return [_fault(name, *_explain(error))]
+    return [
+        _certificate(name, probe, resources.clock()),
+        _clock(urlsplit(url).hostname or "", probe, resources.clock()),
+    ]
+
+
+def _certificate(name: str, probe: Probe, now: datetime) -> Finding:
+    if probe.certificate_expires_at is None:
+        return _ok(name, "reachable without TLS (loopback)")
+    ends_at = datetime.fromtimestamp(cert_time_to_seconds(probe.certificate_expires_at), UTC)
+    what = f"{probe.tls_version}, the server's certificate ends on {ends_at.date()}"
+    if ends_at - now < CERTIFICATE_WARNING:
+        return _fault(name, what, "The other side has to renew its certificate soon; tell cert.support@toss.im.")
+    return _ok(name, what)
+
+
+def _clock(host: str, probe: Probe, now: datetime) -> Finding:
+    if probe.clock is None:
+        return _ok("clock", f"{host} does not tell its time")
+    skew = abs(now - probe.clock)
+    what = f"differs from {host} by {int(skew.total_seconds())} s"
+    if skew > CLOCK_TOLERANCE:
+        return _fault("clock", what, "Turn on time synchronisation (NTP) on this machine.")
+    return _ok("clock", what)
+
+
+def _explain(error: TossError) -> tuple[str, str]:
+    match error:
+        case NotSent(is_tls=True):
+            return (
+                f"TLS failed ({error})",
+                "Check BFF_CERT__CA_FILE (empty: the system's store; slim images need ca-certificates), "
+                "the host name, and whether a proxy in between replaces certificates.",
+            )
+        case NotSent():
+            return (
+                f"no connection ({error})",
+                "Check the host in the settings, DNS, and that outbound TCP 443 to 117.52.3.222, 117.52.3.235, "
+                "211.115.96.222 and 211.115.96.235 is open.",
+            )
+        case TossRejected(error_code="invalid_client"):
+            return ("Toss refused the credentials (invalid_client)", "Check BFF_CERT__CLIENT_ID and _SECRET.")
+        case TossRejected():
+            return (f"Toss {error}", "Check BFF_CERT__SCOPE and the credentials.")
+        case Unintelligible():
+            return (f"the answer is not Toss's: {error}", "Check BFF_CERT__TOKEN_URL and BFF_CERT__API_URL.")
+        case OutcomeUnknown():
+            return (
+                f"no answer ({error})",
+                "Try again; if it stays, look at firewalls and proxies in between.",
+            )
+        case _:
+            return (str(error), "")

@@ -1,0 +1,182 @@
+"""Logging: structlog to standard output, request ids, redaction, one canonical line per request."""
+
+import logging
+import re
+import sys
+import time
+import uuid
+from collections.abc import MutableMapping
+from typing import Any
+
+import structlog
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.contextvars import bind_contextvars, clear_contextvars, get_contextvars
+from structlog.typing import EventDict, Processor, WrappedLogger
+from typing_extensions import override
+
+REDACTED = "[redacted]"
+REQUEST_ID_HEADER = b"x-request-id"
+
+SECRET_FIELDS = frozenset(
+    {
+        "access_token",
+        "authorization",
+        "authorization_code",
+        "birthday",
+        "body",
+        "ci",
+        "client_secret",
+        "cookie",
+        "di",
+        "envelope",
+        "gender",
+        "headers",
+        "identity",
+        "name",
+        "nationality",
+        "password",
+        "personal_data",
+        "phone",
+        "refresh_token",
+        "secret",
+        "session_key",
+        "signature",
+        "token",
+        "user_birthday",
+        "user_name",
+        "user_phone",
+        "verification_token",
+    }
+)
+"""Field names whose value never reaches a log line, however nested."""
+
+SECRET_TEXTS = re.compile(
+    r"v1[\w.-]*\$[0-9A-Fa-f-]{36}\$[A-Za-z0-9+/=_-]*"  # Toss Cert envelopes and session keys
+    r"|AES_(?:GCM|CBC)\$[A-Za-z0-9+/=$]*"  # an unwrapped session
+    r"|eyJ[\w-]{8,}\.[\w-]+\.[\w-]*"  # JSON web tokens
+    r"|(?i:bearer|basic)\s+[\w.~+/=-]+"
+    r"|(?:vt|sk)_[A-Za-z0-9_-]{20,}"  # our verification tokens and server keys
+    r"|MII[A-Za-z0-9+/=]{60,}"  # DER in Base64: signatures, certificates, keys
+    r"|CI0110000[0-9A-Za-z+/=]*"
+)
+"""Secrets that are recognised by their form, wherever they stand."""
+
+QUIET_LOGGERS = {
+    "alembic": logging.WARNING,
+    "aiosqlite": logging.WARNING,  # prints statements with their parameters
+    "asyncio": logging.WARNING,
+    "httpcore2": logging.WARNING,  # prints headers
+    "httpx2": logging.WARNING,
+    "sqlalchemy.engine": logging.WARNING,
+    "uvicorn.access": logging.CRITICAL,  # prints raw URLs; the canonical line replaces it
+}
+
+
+def redact_fields(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
+    """Replace the values of secret fields."""
+    return {key: _redacted(key, value) for key, value in event.items()}
+
+
+def _redacted(key: str, value: Any) -> Any:  # noqa: ANN401 - log values are anything
+    if key.lower() in SECRET_FIELDS:
+        return REDACTED
+    if isinstance(value, dict):
+        return {str(inner): _redacted(str(inner), item) for inner, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_redacted("", item) for item in value]
+    return value
+
+
+class RedactingFormatter(structlog.stdlib.ProcessorFormatter):
+    """Cleans the finished line too: a library's message or a traceback has no fields to go by."""
+
+    @override
+    def format(self, record: logging.LogRecord) -> str:
+        return SECRET_TEXTS.sub(REDACTED, super().format(record))
+
+
+def configure_logging(*, level: str, is_json: bool) -> None:
+    """Send everything, our own events and every library's, through one redacting handler to stdout."""
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        redact_fields,
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+    finish: list[Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
+    if is_json:
+        finish += [
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(ensure_ascii=False),
+        ]
+    else:
+        finish += [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(RedactingFormatter(foreign_pre_chain=shared, processors=finish))
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level)
+    for name, floor in QUIET_LOGGERS.items():
+        logging.getLogger(name).setLevel(max(floor, root.level))
+    for name in ("uvicorn", "uvicorn.error"):
+        logging.getLogger(name).handlers = []
+        logging.getLogger(name).propagate = True
+
+
+def request_id_of(request: Request) -> str:
+    return str(request.scope.get("state", {}).get("request_id", ""))
+
+
+class RequestLog:
+    """Gives every request an id, answers with it, and writes one line when the response is sent.
+
+    The line carries the route's pattern, never the raw URL or query.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._log = structlog.stdlib.get_logger("app.request")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = str(uuid.uuid4())
+        scope.setdefault("state", {})["request_id"] = request_id
+        clear_contextvars()
+        bind_contextvars(request_id=request_id)
+        started = time.perf_counter()
+        status = 500
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                _set_header(message, REQUEST_ID_HEADER, request_id.encode())
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            self._log.info(
+                "request_finished",
+                method=scope["method"],
+                route=getattr(scope.get("route"), "path", None),
+                status=status,
+                duration_ms=round((time.perf_counter() - started) * 1000, 1),
+                **{key: value for key, value in get_contextvars().items() if key != "request_id"},
+            )
+            clear_contextvars()
+
+
+def _set_header(message: MutableMapping[str, Any], name: bytes, value: bytes) -> None:
+    headers = [pair for pair in message.get("headers", []) if pair[0].lower() != name]
+    message["headers"] = [*headers, (name, value)]

@@ -1,0 +1,201 @@
+"""What lives as long as the process: opened together, closed in reverse, handed to requests and to commands."""
+
+import asyncio
+import hashlib
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import structlog
+
+from app.cert.service import CertService, Checkpoint, Rules
+from app.database import Database
+from app.server_keys import ServerKeys
+from app.settings import MAX_REQUEST_LIFE, RESULT_WINDOW, CertSettings, Settings, SettingsError, VaultSettings
+from app.shared_state import InProcessState, RedisState, SharedState, SharedTokenStore
+from app.toss.cert import CertApi, CertEndpoints
+from app.toss.crypto import TOSS_PUBLIC_KEY, PublicKey
+from app.toss.signature import SignatureChecker
+from app.toss.tokens import TokenEndpoint, TokenKeeper
+from app.toss.transport import Transport
+from app.vault import Vault
+
+Clock = Callable[[], datetime]
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True)
+class Resources:
+    settings: Settings
+    clock: Clock
+    vault: Vault
+    database: Database
+    shared_state: SharedState
+    cert_transport: Transport
+    cert_tokens: TokenEndpoint
+    cert: CertService
+    server_keys: ServerKeys
+
+
+@asynccontextmanager
+async def open_resources(settings: Settings, *, clock: Clock = utc_now) -> AsyncIterator[Resources]:
+    """Nothing here connects yet: a database or Redis that is away is a matter for /readyz, not for the start.
+
+    Raises: SettingsError for files and keys that cannot be used.
+    """
+    cert = settings.cert
+    faults: list[str] = []
+    with _noting("BFF_CERT__PUBLIC_KEY", faults):
+        public_key = PublicKey.parse(cert.public_key or TOSS_PUBLIC_KEY)
+    with _noting("BFF_CERT__SIGNATURE_CA_FILES", faults):
+        signatures = _signature_checker(cert)
+    async with AsyncExitStack() as stack:
+        with _noting("BFF_CERT__CA_FILE", faults):
+            transport = Transport(
+                ca_file=cert.ca_file,
+                pool_size=cert.pool_size,
+                connect_timeout=cert.connect_timeout,
+                read_timeout=cert.read_timeout,
+            )
+            stack.push_async_callback(transport.aclose)
+        with _noting("BFF_DATABASE__URL", faults):
+            database = Database(
+                settings.database.url.get_secret_value(),
+                pool_size=settings.database.pool_size,
+                timeout=settings.database.timeout,
+            )
+            stack.push_async_callback(database.aclose)
+        with _noting("BFF_REDIS__URL", faults):
+            shared_state = _shared_state(settings)
+            stack.push_async_callback(shared_state.aclose)
+        if faults:
+            raise SettingsError(faults)
+        vault = open_vault(settings.vault)
+        endpoint = TokenEndpoint(
+            transport=transport,
+            url=cert.token_url,
+            client_id=cert.client_id,
+            client_secret=cert.client_secret.get_secret_value(),
+            scope=cert.scope,
+            max_ttl=cert.token_max_ttl,
+            clock=clock,
+        )
+        store = SharedTokenStore(
+            state=shared_state,
+            vault=vault,
+            name=_token_name(settings),
+            # Longer than a fetch can take, so that no second one starts while the first is still under way.
+            lock_ttl=cert.call_deadline + timedelta(seconds=5),
+            failure_ttl=cert.token_failure_ttl,
+            clock=clock,
+        )
+        keeper = TokenKeeper(fetch=endpoint.fetch, store=store, clock=clock, failure_ttl=cert.token_failure_ttl)
+        yield Resources(
+            settings=settings,
+            clock=clock,
+            vault=vault,
+            database=database,
+            shared_state=shared_state,
+            cert_transport=transport,
+            cert_tokens=endpoint,
+            cert=CertService(
+                database=database,
+                api=_cert_api(cert, transport=transport, tokens=keeper, public_key=public_key),
+                vault=vault,
+                signatures=signatures,
+                rules=_cert_rules(cert),
+                clock=clock,
+                checkpoint=pause_at(settings.fault.pause_at),
+            ),
+            server_keys=ServerKeys(database=database, vault=vault, clock=clock),
+        )
+
+
+def open_vault(settings: VaultSettings) -> Vault:
+    return Vault(
+        {key_id: settings.key_bytes(key) for key_id, key in settings.keys.items()},
+        active_key=settings.active_key,
+        hash_key=settings.key_bytes(settings.hash_key),
+    )
+
+
+def pause_at(step: str | None) -> Checkpoint:
+    """Stop for good at one step of the result flow, so that a test can kill the process there."""
+    log = structlog.stdlib.get_logger("app.fault")
+
+    async def checkpoint(reached: str) -> None:
+        if reached == step:
+            log.warning("paused", step=step)
+            await asyncio.Event().wait()
+
+    return checkpoint
+
+
+@contextmanager
+def _noting(variable: str, faults: list[str]) -> Iterator[None]:
+    """Turn what cannot be used into a fault that names the variable and shows no value."""
+    try:
+        yield
+    except ssl.SSLError:
+        faults.append(f"{variable}: holds no usable certificate")
+    except OSError as error:
+        faults.append(f"{variable}: cannot be read ({error.strerror or type(error).__name__})")
+    except Exception as error:  # noqa: BLE001 - SQLAlchemy, redis and our own parsers each have their own
+        faults.append(f"{variable}: cannot be used ({type(error).__name__})")
+
+
+def _shared_state(settings: Settings) -> SharedState:
+    if settings.redis.url is None:
+        return InProcessState()
+    return RedisState(settings.redis.url.get_secret_value(), timeout=settings.redis.timeout)
+
+
+def _token_name(settings: Settings) -> str:
+    """Environments, clients and scopes that share a Redis do not share a token."""
+    cert = settings.cert
+    owner = f"{settings.environment}\x1f{cert.token_url}\x1f{cert.client_id}\x1f{cert.scope}"
+    return "token:" + hashlib.sha256(owner.encode()).hexdigest()[:32]
+
+
+def _signature_checker(cert: CertSettings) -> SignatureChecker:
+    return SignatureChecker(
+        ca_certificates=[Path(file).read_bytes() for file in cert.signature_ca_files],
+        policy_oid=cert.signature_policy_oid,
+        time_tolerance=cert.signature_time_tolerance,
+    )
+
+
+def _cert_api(cert: CertSettings, *, transport: Transport, tokens: TokenKeeper, public_key: PublicKey) -> CertApi:
+    return CertApi(
+        transport=transport,
+        tokens=tokens,
+        endpoints=CertEndpoints(
+            request=cert.api_url + cert.request_path,
+            status=cert.api_url + cert.status_path,
+            result=cert.api_url + cert.result_path,
+        ),
+        public_key=public_key,
+        version=cert.version,
+        request_url=cert.request_url,
+        trigger_type=cert.trigger_type,
+        expire_seconds=cert.expire_seconds,
+        deadline=cert.call_deadline,
+    )
+
+
+def _cert_rules(cert: CertSettings) -> Rules:
+    life = timedelta(seconds=cert.expire_seconds) if cert.expire_seconds else MAX_REQUEST_LIFE
+    return Rules(
+        result_window=RESULT_WINDOW - cert.result_window_margin,
+        request_life=life,
+        lease=cert.result_lease,
+        adult_rule=cert.adult_rule,
+        retention=timedelta(days=cert.retention_days),
+        signature_retention=timedelta(days=cert.signature_retention_days),
+    )

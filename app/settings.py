@@ -1,0 +1,309 @@
+"""The only reader of the environment: frozen, nested, validated once, passed on by value.
+
+Variables are named `BFF_<GROUP>__<FIELD>`. `environment` selects checks, never behaviour.
+"""
+
+import base64
+import binascii
+import hashlib
+import os
+import re
+from collections.abc import Iterable
+from datetime import timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "BFF_"
+TOSS_PUBLIC_KEY_SHA256 = "3c9b95d619baa27623d5509d68e2c48df2330abac55e69de5a0a5b9c555ff9e3"
+"""Of the DER of the published key (toss-cert reference 4.5)."""
+LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
+RESULT_WINDOW = timedelta(minutes=60)
+"""Time for result calls after the user has finished (toss-cert reference 8)."""
+MAX_REQUEST_LIFE = timedelta(seconds=1800)
+"""Longest life of a request at Toss (toss-cert reference 3.3, 8)."""
+
+
+class SettingsError(Exception):
+    """Everything that is wrong with the settings, at once and without a single value."""
+
+    def __init__(self, faults: Iterable[str]) -> None:
+        self.faults = list(faults)
+        super().__init__("; ".join(self.faults))
+
+
+def _https_or_loopback(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError("must not carry credentials, a query or a fragment")
+    if not parts.hostname or (
+        parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in LOOPBACK_HOSTS)
+    ):
+        raise ValueError("must be https (http only for loopback)")
+    return url.rstrip("/")
+
+
+def _absolute_path(path: str) -> str:
+    if not path.startswith("/") or any(mark in path for mark in "?# "):
+        raise ValueError("must begin with / and carry no query")
+    return path
+
+
+def _aes_key(text: SecretStr) -> SecretStr:
+    try:
+        key = base64.b64decode(text.get_secret_value(), validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError("must be Base64") from None
+    if len(key) != 32:  # noqa: PLR2004 - AES-256
+        raise ValueError("must be 32 bytes in Base64")
+    return text
+
+
+def _empty_is_unset(value: object) -> object:
+    return None if value == "" else value
+
+
+Url = Annotated[str, AfterValidator(_https_or_loopback)]
+UrlPath = Annotated[str, AfterValidator(_absolute_path)]
+Key = Annotated[SecretStr, AfterValidator(_aes_key)]
+Duration = Annotated[timedelta, Field(gt=timedelta(0))]
+KeyId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")]
+
+
+class Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class ServerSettings(Group):
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=1, le=65535)
+    workers: int = Field(1, ge=1, le=64)
+    body_limit_bytes: int = Field(16 * 1024, ge=1024)
+    docs_enabled: Annotated[bool | None, BeforeValidator(_empty_is_unset)] = None
+    """None: `/docs` and `/openapi.json` are served except in production."""
+    shutdown_grace: Duration = timedelta(seconds=25)
+
+
+class LoggingSettings(Group):
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    format: Literal["json", "console"] = "json"
+
+
+class NetworkSettings(Group):
+    allowed_origins: tuple[str, ...] = ()
+    """Browser origins that may call `/api/v1` (CORS). No cookies are used anywhere."""
+
+
+class DatabaseSettings(Group):
+    url: SecretStr = SecretStr("sqlite+aiosqlite:///var/bff.db")
+    pool_size: int = Field(10, ge=1)
+    timeout: Duration = timedelta(seconds=5)
+
+
+class RedisSettings(Group):
+    url: Annotated[SecretStr | None, BeforeValidator(_empty_is_unset)] = None
+    timeout: Duration = timedelta(seconds=1)
+
+
+class VaultSettings(Group):
+    keys: dict[KeyId, Key]
+    active_key: KeyId
+    hash_key: Key
+
+    @staticmethod
+    def key_bytes(key: SecretStr) -> bytes:
+        return base64.b64decode(key.get_secret_value())
+
+
+class DisclosedField(StrEnum):
+    """What the mini-app door may hand out. CI and DI are not among them: they are for servers only."""
+
+    MASKED_NAME = "maskedName"
+    NAME = "name"
+    BIRTHDAY = "birthday"
+    GENDER = "gender"
+    NATIONALITY = "nationality"
+    AGE_GROUP = "ageGroup"
+    COMPLETED_AT = "completedAt"
+
+
+class CertSettings(Group):
+    client_id: str = Field(min_length=1)
+    client_secret: SecretStr = Field(min_length=1)
+    scope: str = "ca"
+    token_url: Url = "https://oauth2.cert.toss.im/token"  # noqa: S105 - an address, not a token
+    api_url: Url = "https://cert.toss.im"
+    request_path: UrlPath = "/api/v2/sign/user/auth/id/request"
+    status_path: UrlPath = "/api/v2/sign/user/auth/id/status"
+    result_path: UrlPath = "/api/v2/sign/user/auth/id/result"
+    ca_file: Annotated[Path | None, BeforeValidator(_empty_is_unset)] = None
+    """CA file for Toss's servers; None means the operating system's store."""
+    public_key: Annotated[str | None, BeforeValidator(_empty_is_unset)] = None
+    """Toss's RSA key (Base64 of DER, or PEM); None means the published one (reference 4.5, Q15)."""
+    accept_public_key_sha256: Annotated[str | None, BeforeValidator(_empty_is_unset)] = None
+    """Production takes a key other than the published one only if its fingerprint is confirmed here."""
+    version: str = Field("v1", pattern=r"^[A-Za-z0-9._-]{1,32}$")
+    request_url: str = Field("intoss://my-granite-app", min_length=1, max_length=1000)
+    trigger_type: Literal["APP_SCHEME", "PUSH"] = "APP_SCHEME"
+    expire_seconds: Annotated[int | None, BeforeValidator(_empty_is_unset)] = Field(None, ge=1, le=1800)
+    """Sent only when set; the life that Toss gives a request by itself is not published (Q3)."""
+    connect_timeout: Duration = timedelta(seconds=3)
+    read_timeout: Duration = timedelta(seconds=10)
+    call_deadline: Duration = timedelta(seconds=15)
+    """A call in all: waiting for a connection, fetching a token, one repetition with a new token."""
+    result_lease: Duration = timedelta(seconds=30)
+    """How long a result call keeps others out; after a crash the next one waits this long at most."""
+    pool_size: int = Field(20, ge=1, le=100)
+    token_max_ttl: Duration = timedelta(hours=24)
+    token_failure_ttl: Duration = timedelta(seconds=3)
+    result_window_margin: Annotated[timedelta, Field(ge=timedelta(0), lt=RESULT_WINDOW)] = timedelta(minutes=1)
+    disclosed_fields: frozenset[DisclosedField] = frozenset(
+        {DisclosedField.MASKED_NAME, DisclosedField.AGE_GROUP, DisclosedField.COMPLETED_AT}
+    )
+    adult_rule: Literal["by_date", "by_year"] = "by_date"
+    """From 19: on the 19th birthday, or from 1 January of that year. Which one Toss uses is open (Q8)."""
+    retention_days: int = Field(365, ge=1)
+    signature_retention_days: int = Field(1825, ge=1)
+    signature_ca_files: tuple[Path, ...] = ()
+    signature_policy_oid: Annotated[str | None, BeforeValidator(_empty_is_unset)] = "1.2.410.200098.5.1.1.1.3"
+    """Certificate policy that a signer's certificate must carry (reference 6); empty: not checked."""
+    signature_time_tolerance: Duration = timedelta(minutes=5)
+
+
+class FaultSettings(Group):
+    """For tests of crashes only; production refuses every value."""
+
+    pause_at: Annotated[str | None, BeforeValidator(_empty_is_unset)] = None
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
+
+    environment: Literal["development", "production"] = "development"
+    server: ServerSettings = ServerSettings()
+    logging: LoggingSettings = LoggingSettings()
+    network: NetworkSettings = NetworkSettings()
+    database: DatabaseSettings = DatabaseSettings()
+    redis: RedisSettings = RedisSettings()
+    vault: VaultSettings
+    cert: CertSettings
+    fault: FaultSettings = FaultSettings()
+
+    @property
+    def serves_docs(self) -> bool:
+        if self.server.docs_enabled is None:
+            return self.environment != "production"
+        return self.server.docs_enabled
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Settings of this process.
+
+        Raises: SettingsError with every fault, named by variable, never by value.
+        """
+        # pydantic-settings forbids unknown keys inside a group but lets a misspelt group pass.
+        known = {f"{PREFIX}{name.upper()}" for name in cls.model_fields}
+        faults = [
+            f"{name}: unknown variable"
+            for name in sorted(os.environ)
+            if name.upper().startswith(PREFIX) and name.upper().split("__")[0] not in known
+        ]
+        try:
+            settings = cls()
+        except ValidationError as error:
+            faults += _faults_of(error)
+        except ValueError:
+            # Raised by pydantic-settings for JSON that does not parse; its text may show the value.
+            faults.append("a variable that should be JSON (a list or an object) does not parse")
+        else:
+            faults += settings.faults()
+            if not faults:
+                return settings
+        raise SettingsError(faults)
+
+    def faults(self) -> list[str]:
+        """What is wrong across fields, and (in production) unfit for production. Empty if all is well."""
+        checks = self._consistency_checks()
+        if self.environment == "production":
+            checks += self._production_checks()
+        return [fault for fault, is_wrong in checks if is_wrong]
+
+    def _consistency_checks(self) -> list[tuple[str, bool]]:
+        cert, vault = self.cert, self.vault
+        return [
+            ("BFF_VAULT__ACTIVE_KEY: names no key of BFF_VAULT__KEYS", vault.active_key not in vault.keys),
+            (
+                "BFF_CERT__RESULT_LEASE: must be at least 1.5 times BFF_CERT__CALL_DEADLINE",
+                cert.result_lease < cert.call_deadline * 1.5,
+            ),
+        ]
+
+    def _production_checks(self) -> list[tuple[str, bool]]:
+        cert, vault = self.cert, self.vault
+        sqlite = self.database.url.get_secret_value().startswith("sqlite")
+        hosts = {"BFF_CERT__TOKEN_URL": cert.token_url, "BFF_CERT__API_URL": cert.api_url}
+        keys = {f"BFF_VAULT__KEYS[{key_id}]": key for key_id, key in vault.keys.items()}
+        return [
+            ("BFF_CERT__CLIENT_ID: test credentials", cert.client_id.startswith("test_")),
+            ("BFF_CERT__CLIENT_SECRET: test credentials", _starts(cert.client_secret, "test_")),
+            *(
+                (f"{name}: a host of this machine, not Toss", urlsplit(url).hostname in LOOPBACK_HOSTS)
+                for name, url in hosts.items()
+            ),
+            *(
+                (f"{name}: a placeholder, not a random key", _is_placeholder(key))
+                for name, key in {**keys, "BFF_VAULT__HASH_KEY": vault.hash_key}.items()
+            ),
+            (
+                "BFF_VAULT__HASH_KEY: the same as a sealing key",
+                vault.hash_key.get_secret_value() in {key.get_secret_value() for key in vault.keys.values()},
+            ),
+            (
+                "BFF_CERT__PUBLIC_KEY: not Toss's, and BFF_CERT__ACCEPT_PUBLIC_KEY_SHA256 does not confirm it",
+                cert.public_key is not None and not _key_is_confirmed(cert),
+            ),
+            ("BFF_DATABASE__URL: SQLite cannot serve several workers", sqlite and self.server.workers > 1),
+            (
+                "BFF_REDIS__URL: several workers need Redis",
+                self.redis.url is None and self.server.workers > 1,
+            ),
+            ("BFF_NETWORK__ALLOWED_ORIGINS: * admits every site", "*" in self.network.allowed_origins),
+            ("BFF_FAULT__PAUSE_AT: for tests of crashes only", self.fault.pause_at is not None),
+        ]
+
+
+def _starts(secret: SecretStr, prefix: str) -> bool:
+    return secret.get_secret_value().startswith(prefix)
+
+
+def _is_placeholder(key: SecretStr) -> bool:
+    # A random 32-byte key has far more than eight different bytes; zeros and repeated words do not.
+    return len(set(VaultSettings.key_bytes(key))) <= 8  # noqa: PLR2004
+
+
+def _key_is_confirmed(cert: CertSettings) -> bool:
+    armour = re.compile(r"-----[A-Z ]+-----|\s")
+    try:
+        der = base64.b64decode(armour.sub("", cert.public_key or ""), validate=True)
+    except (binascii.Error, ValueError):
+        return False
+    fingerprint = hashlib.sha256(der).hexdigest()
+    return fingerprint in {TOSS_PUBLIC_KEY_SHA256, (cert.accept_public_key_sha256 or "").lower()}
+
+
+def _faults_of(error: ValidationError) -> list[str]:
+    def describe(problem: Any) -> str:  # noqa: ANN401 - pydantic's own untyped-enough dict
+        name = PREFIX + "__".join(str(part).upper() for part in problem["loc"])
+        return f"{name}: {problem['msg'].removeprefix('Value error, ')}"
+
+    return [describe(problem) for problem in error.errors(include_input=False, include_url=False)]

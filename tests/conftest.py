@@ -1,0 +1,152 @@
+"""Fixtures: real servers once a session, a fresh database for every test, scenarios instead of fragments."""
+
+import base64
+import json
+import shutil
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import asyncpg
+import pytest
+from redis import Redis
+
+from app.database import Database
+from app.settings import Settings
+from sandbox.server import SandboxServer
+from tests.scenarios import Bff
+from tests.servers import postgres, redis
+
+VAULT_KEY = base64.b64encode(bytes(range(32))).decode()
+HASH_KEY = base64.b64encode(bytes(range(100, 132))).decode()
+VECTORS = Path(__file__).parent / "data" / "toss-cert.json"
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def vectors() -> dict:
+    return json.loads(VECTORS.read_text("utf-8"))
+
+
+@pytest.fixture(scope="session")
+def sandbox_server(tmp_path_factory, vectors) -> Iterator[SandboxServer]:
+    """One Toss for the whole session, over real TLS; `sandbox` hands it out as new."""
+    key = vectors["keys"]["test_rsa_4096"]["pkcs8_der_base64"]
+    with SandboxServer(tmp_path_factory.mktemp("sandbox"), session_key=key) as server:
+        yield server
+
+
+@pytest.fixture
+def sandbox(sandbox_server) -> Iterator[SandboxServer]:
+    sandbox_server.state.reset()
+    yield sandbox_server
+    sandbox_server.state.release()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    with postgres() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[str]:
+    with redis() as url:
+        yield url
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Where facts and shared state live. The same tests run on both (G15)."""
+
+    name: str
+    database_url: str
+    redis_url: str | None
+
+
+async def migrate(url: str) -> None:
+    database = Database(url, pool_size=1, timeout=timedelta(seconds=30))
+    await database.migrate()
+    await database.aclose()
+
+
+@pytest.fixture(scope="session")
+async def sqlite_template(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("sqlite") / "template.db"
+    await migrate(f"sqlite+aiosqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+async def postgres_template(postgres_server) -> str:
+    await _create_database(postgres_server, "bff_template")
+    await migrate(f"{postgres_server}/bff_template")
+    return "bff_template"
+
+
+async def _create_database(server: str, name: str, *, template: str = "template1") -> str:
+    connection = await asyncpg.connect(f"{server}/postgres".replace("+asyncpg", ""))
+    await connection.execute(f'DROP DATABASE IF EXISTS "{name}"')
+    await connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+    await connection.close()
+    return f"{server}/{name}"
+
+
+@pytest.fixture
+async def embedded(sqlite_template, tmp_path) -> Backend:
+    path = tmp_path / "bff.db"
+    shutil.copy(sqlite_template, path)
+    return Backend("embedded", f"sqlite+aiosqlite:///{path}", None)
+
+
+@pytest.fixture
+async def production(postgres_server, postgres_template, redis_server) -> Backend:
+    with Redis.from_url(redis_server) as client:
+        client.flushall()
+    name = f"test_{uuid.uuid4().hex}"
+    url = await _create_database(postgres_server, name, template=postgres_template)
+    return Backend("production", url, redis_server)
+
+
+@pytest.fixture(params=["embedded", "production"])
+def backend(request) -> Backend:
+    return request.getfixturevalue(request.param)
+
+
+def settings_for(backend: Backend, sandbox: SandboxServer, **cert: object) -> Settings:
+    """Settings that point at the sandbox; `cert` overrides fields of its group."""
+    return Settings.model_validate(
+        {
+            "database": {"url": backend.database_url},
+            "redis": {"url": backend.redis_url},
+            "vault": {"keys": {"k1": VAULT_KEY}, "active_key": "k1", "hash_key": HASH_KEY},
+            "cert": {
+                "client_id": sandbox.client_id,
+                "client_secret": sandbox.client_secret,
+                "token_url": sandbox.token_url,
+                "api_url": sandbox.toss_url,
+                "ca_file": str(sandbox.ca_file),
+                "public_key": sandbox.public_key,
+                "signature_ca_files": [str(file) for file in sandbox.signature_ca_files],
+                **cert,
+            },
+        }
+    )
+
+
+@pytest.fixture
+def settings(backend, sandbox) -> Settings:
+    return settings_for(backend, sandbox)
+
+
+@pytest.fixture
+async def bff(settings, sandbox) -> AsyncIterator[Bff]:
+    """The whole application in this process, over ASGI, with the middleware of production."""
+    async with Bff.running(settings, sandbox) as running:
+        yield running
