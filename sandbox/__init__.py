@@ -1,0 +1,1 @@
+"""A stateful, strict Toss for development and tests. Written from the reference, never from `app`."""

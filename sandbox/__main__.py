@@ -1,0 +1,175 @@
+"""`python -m sandbox`: the sandbox, and the BFF beside it, wired by environment variables alone."""
+
+import argparse
+import base64
+import contextlib
+import json
+import os
+import secrets
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from sandbox.crypto import write_secret
+from sandbox.server import SandboxServer
+
+_HOST = "127.0.0.1"
+_READY_SECONDS = 30.0
+_STOP_SECONDS = 10.0
+
+
+def main() -> int:
+    options = _options()
+    folder: Path = options.state_dir.resolve()
+    page_port = _free_port("the page", options.port)
+    toss_port = _free_port("Toss", options.toss_port)
+    bff_port = options.bff_port if options.only else _free_port("the BFF", options.bff_port)
+    bff_url = f"http://{_HOST}:{bff_port}"
+    server = SandboxServer(folder, toss_port=toss_port, control_port=page_port, bff_url=bff_url)
+    with _stop_signals() as stopped, server:
+        wiring = _bff_environment(server, folder, bff_port)
+        if options.only:
+            _print_exports(server, wiring)
+            stopped.wait()
+            return 0
+        # What the caller has set already wins.
+        return _run_bff(server, wiring | os.environ, stopped)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m sandbox", description=__doc__)
+    parser.add_argument("--port", type=int, default=9480, help="the page and the control API")
+    parser.add_argument("--toss-port", type=int, default=9443, help="Toss, over TLS")
+    parser.add_argument("--bff-port", type=int, default=int(os.environ.get("BFF_SERVER__PORT", "8000")))
+    parser.add_argument("--state-dir", type=Path, default=Path("var/sandbox"), help="keys and the BFF's database")
+    parser.add_argument("--only", action="store_true", help="do not start a BFF; print what it needs")
+    return parser.parse_args()
+
+
+def _free_port(whose: str, wanted: int) -> int:
+    for port in (wanted, 0):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((_HOST, port))
+            found: int = probe.getsockname()[1]
+            if wanted not in (found, 0):
+                print(f"Port {wanted} for {whose} is busy; using {found}.")
+            return found
+    raise SystemExit(f"No port is free for {whose}.")
+
+
+def _bff_environment(server: SandboxServer, folder: Path, bff_port: int) -> dict[str, str]:
+    keys = _vault_keys(folder / "vault.json")
+    page_port = server.control_url.rpartition(":")[2]
+    return {
+        "BFF_ENVIRONMENT": "development",
+        "BFF_SERVER__HOST": _HOST,
+        "BFF_SERVER__PORT": str(bff_port),
+        "BFF_DATABASE__URL": f"sqlite+aiosqlite:///{folder / 'bff.db'}",
+        "BFF_VAULT__KEYS": json.dumps({"k1": keys["vault"]}),
+        "BFF_VAULT__ACTIVE_KEY": "k1",
+        "BFF_VAULT__HASH_KEY": keys["hash"],
+        "BFF_NETWORK__ALLOWED_ORIGINS": json.dumps(
+            [f"http://127.0.0.1:{page_port}", f"http://localhost:{page_port}"]
+        ),
+        "BFF_CERT__CLIENT_ID": server.client_id,
+        "BFF_CERT__CLIENT_SECRET": server.client_secret,
+        "BFF_CERT__TOKEN_URL": server.token_url,
+        "BFF_CERT__API_URL": server.toss_url,
+        "BFF_CERT__CA_FILE": str(server.ca_file),
+        "BFF_CERT__PUBLIC_KEY": server.public_key,
+        "BFF_CERT__SIGNATURE_CA_FILES": json.dumps([str(path) for path in server.signature_ca_files]),
+        "BFF_CERT__REQUEST_URL": "intoss://my-granite-app",
+    }
+
+
+def _vault_keys(path: Path) -> dict[str, str]:
+    """Kept, so that a database from an earlier run can still be read."""
+    if not path.exists():
+        made = {name: base64.b64encode(secrets.token_bytes(32)).decode() for name in ("vault", "hash")}
+        write_secret(path, json.dumps(made).encode())
+    kept: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+    return kept
+
+
+def _print_exports(server: SandboxServer, wiring: dict[str, str]) -> None:
+    print("# The sandbox is running. Give a BFF these variables:")
+    for name, value in wiring.items():
+        print(f"export {name}={shlex.quote(value)}")
+    print(f"# Page         {server.control_url}/")
+    print(f"# Control API  {server.control_url}/control/state")
+    print(f"# Toss         {server.toss_url}", flush=True)
+
+
+def _run_bff(server: SandboxServer, environment: dict[str, str], stopped: threading.Event) -> int:
+    migrated = subprocess.run([sys.executable, "-m", "app", "migrate"], env=environment, check=False)
+    if migrated.returncode != 0:
+        print(f"The BFF's database could not be prepared (exit code {migrated.returncode}).", file=sys.stderr)
+        return 1
+    # A session of its own: a Ctrl+C reaches it once, through us.
+    bff = subprocess.Popen([sys.executable, "-m", "app", "serve"], env=environment, start_new_session=True)
+    try:
+        bff_url = f"http://{environment['BFF_SERVER__HOST']}:{environment['BFF_SERVER__PORT']}"
+        if _answers(f"{bff_url}/livez", bff, stopped):
+            _print_addresses(server, bff_url)
+        while bff.poll() is None and not stopped.wait(0.2):
+            pass
+        if stopped.is_set():
+            return 0
+        print(f"The BFF has ended (exit code {bff.returncode}); its reasons are above.", file=sys.stderr)
+        return 1
+    finally:
+        _end(bff)
+
+
+def _answers(url: str, bff: subprocess.Popen[bytes], stopped: threading.Event) -> bool:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    deadline = time.monotonic() + _READY_SECONDS
+    while time.monotonic() < deadline and bff.poll() is None and not stopped.wait(0.1):
+        with contextlib.suppress(OSError), direct.open(url, timeout=1):
+            return True
+    return False
+
+
+def _print_addresses(server: SandboxServer, bff_url: str) -> None:
+    print()
+    print(f"  열어 보세요 · Open   {server.control_url}/")
+    print(f"  BFF API docs         {bff_url}/docs")
+    print(f"  Control API          {server.control_url}/control/state")
+    print(f"  Toss (sandbox)       {server.toss_url}")
+    print("  Ctrl+C 로 끝내요 · ends it")
+    print(flush=True)
+
+
+def _end(bff: subprocess.Popen[bytes]) -> None:
+    if bff.poll() is None:
+        bff.terminate()
+        try:
+            bff.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            bff.kill()
+            bff.wait()
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    stopped = threading.Event()
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    former = {kind: signal.signal(kind, lambda *_: stopped.set()) for kind in kinds}
+    try:
+        yield stopped
+    finally:
+        for kind, handler in former.items():
+            signal.signal(kind, handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""The hand that plays the user, moves the clock and orders faults; and the page for a person to do it on."""
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from sandbox.faults import CallName, FaultOrder
+from sandbox.state import NotPossible, SandboxState
+from sandbox.switches import Switches, WireModel
+
+_PAGE = Path(__file__).with_name("page.html")
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "connect-src *; img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "Cache-Control": "no-store",
+}
+
+Model = TypeVar("Model", bound=BaseModel)
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class Advance(WireModel):
+    advance_seconds: float
+
+
+class Approval(WireModel):
+    persona: str | None = None
+
+
+class NewClient(WireModel):
+    client_id: str = Field(min_length=1)
+    client_secret: str = Field(min_length=1)
+
+
+class Release(WireModel):
+    call: CallName | None = None
+
+
+class ControlFace:
+    def __init__(self, *, state: SandboxState, config: dict[str, str]) -> None:
+        self._state = state
+        self._config = config
+
+    def app(self) -> Starlette:
+        routes = [
+            Route("/", self._page),
+            Route("/control/config", self._show_config),
+            Route("/control/state", self._show_state),
+            Route("/control/personas", self._show_personas),
+        ]
+        for path, handler in (
+            ("reset", self._reset),
+            ("clock", self._move_clock),
+            ("switches", self._set_switches),
+            ("faults", self._order_fault),
+            ("faults/release", self._release),
+            ("transactions/{tx_id}/open", self._open),
+            ("transactions/{tx_id}/approve", self._approve),
+            ("transactions/{tx_id}/expire", self._expire),
+            ("clients", self._add_client),
+            ("tokens/revoke", self._revoke_tokens),
+        ):
+            routes.append(Route(f"/control/{path}", _with_problems(handler), methods=["POST"]))
+        return Starlette(routes=routes)
+
+    async def _page(self, _request: Request) -> Response:
+        return HTMLResponse(_PAGE.read_text(encoding="utf-8"), headers=_PAGE_HEADERS)
+
+    async def _show_config(self, _request: Request) -> Response:
+        return JSONResponse(self._config)
+
+    async def _show_state(self, _request: Request) -> Response:
+        return JSONResponse(self._state.snapshot())
+
+    async def _show_personas(self, _request: Request) -> Response:
+        # Made-up people: showing them is the point. CI and DI stay out, the page has no use for them.
+        shown = ("key", "label", "name", "birthday", "gender", "nationality")
+        people = self._state.personas.values()
+        return JSONResponse(
+            [{name: getattr(person, name) for name in shown} | {"ageGroup": person.age_group} for person in people]
+        )
+
+    async def _reset(self, _request: Request) -> Response:
+        self._state.reset()
+        return self._done()
+
+    async def _move_clock(self, request: Request) -> Response:
+        self._state.clock.advance((await _read(request, Advance)).advance_seconds)
+        return self._done()
+
+    async def _set_switches(self, request: Request) -> Response:
+        changes = await _read(request, Switches)
+        self._state.set_switches(**changes.model_dump(exclude_unset=True))
+        return self._done()
+
+    async def _order_fault(self, request: Request) -> Response:
+        order = await _read(request, FaultOrder)
+        self._state.order_fault(**order.model_dump())
+        return self._done()
+
+    async def _release(self, request: Request) -> Response:
+        self._state.release((await _read(request, Release)).call)
+        return self._done()
+
+    async def _open(self, request: Request) -> Response:
+        self._state.open(request.path_params["tx_id"])
+        return self._done()
+
+    async def _approve(self, request: Request) -> Response:
+        self._state.approve(request.path_params["tx_id"], (await _read(request, Approval)).persona)
+        return self._done()
+
+    async def _expire(self, request: Request) -> Response:
+        self._state.expire(request.path_params["tx_id"])
+        return self._done()
+
+    async def _add_client(self, request: Request) -> Response:
+        client = await _read(request, NewClient)
+        self._state.add_client(client.client_id, client.client_secret)
+        return self._done()
+
+    async def _revoke_tokens(self, _request: Request) -> Response:
+        self._state.revoke_tokens()
+        return self._done()
+
+    def _done(self) -> Response:
+        return JSONResponse(self._state.snapshot())
+
+
+async def _read(request: Request, model: type[Model]) -> Model:
+    return model.model_validate_json(await request.body() or b"{}")
+
+
+def _with_problems(handler: Handler) -> Handler:
+    async def answer(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except NotPossible as error:
+            return JSONResponse({"detail": str(error)}, status_code=409)
+        except ValidationError as error:
+            details: list[Any] = error.errors(include_url=False, include_context=False, include_input=False)
+            return JSONResponse({"detail": "the order cannot be read", "errors": details}, status_code=422)
+
+    return answer

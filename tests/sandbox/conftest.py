@@ -1,0 +1,34 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from sandbox.server import SandboxServer
+from tests.sandbox.client import CertClient
+
+VECTORS = Path(__file__).parents[1] / "data" / "toss-cert.json"
+
+
+@pytest.fixture(scope="session")
+def vectors():
+    return json.loads(VECTORS.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def running_sandbox(tmp_path_factory, vectors):
+    key = vectors["keys"]["test_rsa_4096"]["pkcs8_der_base64"]
+    with SandboxServer(tmp_path_factory.mktemp("sandbox"), session_key=key) as server:
+        yield server
+
+
+@pytest.fixture
+def sandbox(running_sandbox):
+    yield running_sandbox
+    running_sandbox.state.reset()
+
+
+@pytest.fixture
+def cert(sandbox):
+    client = CertClient(sandbox)
+    yield client
+    client.http.close()

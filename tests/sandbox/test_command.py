@@ -1,0 +1,117 @@
+"""`python -m sandbox`, as a newcomer runs it."""
+
+import base64
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+
+import httpx2
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from sandbox.crypto import rsa_key_from_text
+
+GIVE_UP_SECONDS = 60
+
+
+@pytest.fixture
+def state_dir(tmp_path, vectors):
+    """With a ready-made RSA key, which takes seconds to make."""
+    key = rsa_key_from_text(vectors["keys"]["test_rsa_4096"]["pkcs8_der_base64"])
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (tmp_path / "session.key").write_bytes(pem)
+    return tmp_path
+
+
+@contextmanager
+def running(state_dir, *options, **environment):
+    command = [sys.executable, "-m", "sandbox", "--state-dir", str(state_dir), "--toss-port", "0", *options]
+    own = {name: value for name, value in os.environ.items() if not name.startswith("BFF_")}
+    process = subprocess.Popen(
+        command, env=own | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    watchdog = threading.Timer(GIVE_UP_SECONDS, process.kill)
+    watchdog.start()
+    with process:
+        try:
+            yield process
+        finally:
+            watchdog.cancel()
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+
+
+def read_until(process, mark):
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if mark in line:
+            return "".join(lines)
+    raise AssertionError(f"ended without saying {mark!r}:\n{''.join(lines)}")
+
+
+def test_alone_it_prints_what_a_bff_needs_and_ends_when_asked(state_dir):
+    with running(state_dir, "--only", "--port", "0") as process:
+        said = read_until(process, "# Toss ")
+        exports = dict(re.findall(r"^export (\w+)=(.*)$", said, re.MULTILINE))
+        page = re.search(r"# Page +(\S+)", said).group(1)
+        assert "본인확인" in httpx2.get(page, trust_env=False).text
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+    assert exports["BFF_CERT__TOKEN_URL"] == f"{exports['BFF_CERT__API_URL']}/token"
+    assert exports["BFF_CERT__CLIENT_ID"].startswith("test_")
+    assert (state_dir / "tls-ca.pem").samefile(shlex.split(exports["BFF_CERT__CA_FILE"])[0])
+    assert len(base64.b64decode(exports["BFF_VAULT__HASH_KEY"])) == 32
+
+
+def test_a_busy_port_is_said_and_replaced(state_dir):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with running(state_dir, "--only", "--port", str(port)) as process:
+            said = read_until(process, "# Toss ")
+    assert f"Port {port} for the page is busy" in said
+    assert f"http://127.0.0.1:{port}/" not in said
+
+
+def test_secrets_on_disk_are_for_the_owner_only(state_dir):
+    with running(state_dir, "--only", "--port", "0") as process:
+        read_until(process, "# Toss ")
+    for name in ("signing-ca.key", "tls-ca.key", "vault.json"):
+        assert (state_dir / name).stat().st_mode & 0o077 == 0
+
+
+def test_a_newcomer_gets_verified_through_the_bff(state_dir):
+    with running(state_dir, "--port", "0", "--bff-port", "0") as process:
+        said = read_until(process, "Ctrl+C")
+        page = re.search(r"Open +(\S+)/", said).group(1)
+        bff = re.search(r"(\S+)/docs", said).group(1)
+        with httpx2.Client(trust_env=False, timeout=10) as client:
+            assert client.get(f"{page}/control/config").json()["bffUrl"] == bff
+            headers = {"Origin": page}
+            started = client.post(f"{bff}/api/v1/cert/requests", json={"requestType": "USER_NONE"}, headers=headers)
+            assert started.status_code == 201
+            assert started.headers["access-control-allow-origin"] == page
+            verification = f"{bff}/api/v1/cert/requests/{started.json()['txId']}"
+            headers["Authorization"] = f"Bearer {started.json()['verificationToken']}"
+            early = client.post(f"{verification}/result", headers=headers)
+            assert early.status_code == 409
+            client.post(f"{page}/control/transactions/{started.json()['txId']}/approve")
+            result = client.post(f"{verification}/result", headers=headers)
+            assert result.status_code == 200
+            assert result.json()["outcome"]["ageGroup"] == "ADULT"
+        process.send_signal(signal.SIGINT)
+        process.communicate()
+        assert process.returncode == 0
+
+
+def test_it_ends_with_a_reason_when_the_bff_cannot_start(state_dir):
+    with running(state_dir, "--port", "0", "--bff-port", "0", BFF_VAULT__ACTIVE_KEY="unknown") as process:
+        said, _ = process.communicate()
+    assert process.returncode == 1
+    assert "could not be prepared" in said or "The BFF has ended" in said
