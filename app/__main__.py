@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import base64
 import os
+import signal
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
@@ -86,6 +87,8 @@ def _serve(_options: argparse.Namespace) -> int:
     if not _run(settings, _is_current):
         print("The database's tables are missing or old. Run: python -m app migrate", file=sys.stderr)
         return FAILED
+    # uvicorn raises the signal again when it is done; a stop that went well should not look like a death.
+    signal.signal(signal.SIGTERM, lambda _number, _frame: None)
     uvicorn.run(
         "app.main:from_environment",
         factory=True,

@@ -6,7 +6,7 @@ import sys
 import time
 import uuid
 from collections.abc import MutableMapping
-from typing import Any
+from typing import Any, TextIO
 
 import structlog
 from starlette.requests import Request
@@ -96,8 +96,8 @@ class RedactingFormatter(structlog.stdlib.ProcessorFormatter):
         return SECRET_TEXTS.sub(REDACTED, super().format(record))
 
 
-def configure_logging(*, level: str, is_json: bool) -> None:
-    """Send everything, our own events and every library's, through one redacting handler to stdout."""
+def configure_logging(*, level: str, is_json: bool, stream: TextIO | None = None) -> None:
+    """Send everything, our own events and every library's, through one redacting handler; by default to stdout."""
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -119,7 +119,7 @@ def configure_logging(*, level: str, is_json: bool) -> None:
         ]
     else:
         finish += [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
-    handler = logging.StreamHandler(sys.stdout)
+    handler = logging.StreamHandler(stream or sys.stdout)
     handler.setFormatter(RedactingFormatter(foreign_pre_chain=shared, processors=finish))
     root = logging.getLogger()
     root.handlers = [handler]

@@ -147,7 +147,8 @@ class LastResort:
 
 def _pointer(fault: Any) -> str:  # noqa: ANN401 - pydantic's error dict
     # The first part names the place (body, path, query), not a field.
-    parts = fault["loc"][1:]
+    # The tag of a union (USER_PERSONAL) is no place either: our fields are camelCase.
+    parts = tuple(part for part in fault["loc"][1:] if not (isinstance(part, str) and part.isupper()))
     if fault["type"] == "json_invalid":
         parts = ()
     elif fault["type"] == "extra_forbidden":

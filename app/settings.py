@@ -67,10 +67,20 @@ def _empty_is_unset(value: object) -> object:
     return None if value == "" else value
 
 
+def _number_is_seconds(value: object) -> object:
+    # An environment has only text, in which pydantic would look for ISO 8601 alone.
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
 Url = Annotated[str, AfterValidator(_https_or_loopback)]
 UrlPath = Annotated[str, AfterValidator(_absolute_path)]
 Key = Annotated[SecretStr, AfterValidator(_aes_key)]
-Duration = Annotated[timedelta, Field(gt=timedelta(0))]
+Seconds = Annotated[timedelta, BeforeValidator(_number_is_seconds)]
+"""A number of seconds (`10`, `0.5`) or ISO 8601 (`PT10S`)."""
+Duration = Annotated[Seconds, Field(gt=timedelta(0))]
 KeyId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")]
 
 
@@ -160,7 +170,7 @@ class CertSettings(Group):
     pool_size: int = Field(20, ge=1, le=100)
     token_max_ttl: Duration = timedelta(hours=24)
     token_failure_ttl: Duration = timedelta(seconds=3)
-    result_window_margin: Annotated[timedelta, Field(ge=timedelta(0), lt=RESULT_WINDOW)] = timedelta(minutes=1)
+    result_window_margin: Annotated[Seconds, Field(ge=timedelta(0), lt=RESULT_WINDOW)] = timedelta(minutes=1)
     disclosed_fields: frozenset[DisclosedField] = frozenset(
         {DisclosedField.MASKED_NAME, DisclosedField.AGE_GROUP, DisclosedField.COMPLETED_AT}
     )

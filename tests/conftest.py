@@ -1,8 +1,11 @@
 """Fixtures: real servers once a session, a fresh database for every test, scenarios instead of fragments."""
 
+import asyncio
 import base64
 import json
+import logging
 import shutil
+import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -14,6 +17,7 @@ import pytest
 from redis import Redis
 
 from app.database import Database
+from app.observability import configure_logging
 from app.settings import Settings
 from sandbox.server import SandboxServer
 from tests.scenarios import Bff
@@ -22,6 +26,27 @@ from tests.servers import postgres, redis
 VAULT_KEY = base64.b64encode(bytes(range(32))).decode()
 HASH_KEY = base64.b64encode(bytes(range(100, 132))).decode()
 VECTORS = Path(__file__).parent / "data" / "toss-cert.json"
+
+
+def pytest_configure(config) -> None:
+    if config.option.log_file is None:
+        config.option.log_file = str(Path(tempfile.mkdtemp(prefix="bff-tests-")) / "run.log")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items) -> None:
+    items.sort(key=lambda item: item.path.name == "test_leaks.py")  # it looks back on the whole run
+
+
+@pytest.fixture(scope="session", autouse=True)
+def logging_as_in_production(tmp_path_factory) -> Iterator[None]:
+    with (tmp_path_factory.mktemp("logs") / "service.log").open("w", encoding="utf-8") as stream:
+        root = logging.getLogger()
+        of_pytest = root.handlers[:]
+        configure_logging(level="DEBUG", is_json=True, stream=stream)
+        root.handlers += of_pytest
+        yield
+        root.handlers = of_pytest
 
 
 @pytest.fixture(scope="session")
@@ -77,9 +102,9 @@ async def migrate(url: str) -> None:
 
 
 @pytest.fixture(scope="session")
-async def sqlite_template(tmp_path_factory) -> Path:
+def sqlite_template(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("sqlite") / "template.db"
-    await migrate(f"sqlite+aiosqlite:///{path}")
+    asyncio.run(migrate(f"sqlite+aiosqlite:///{path}"))
     return path
 
 
@@ -99,7 +124,7 @@ async def _create_database(server: str, name: str, *, template: str = "template1
 
 
 @pytest.fixture
-async def embedded(sqlite_template, tmp_path) -> Backend:
+def embedded(sqlite_template, tmp_path) -> Backend:
     path = tmp_path / "bff.db"
     shutil.copy(sqlite_template, path)
     return Backend("embedded", f"sqlite+aiosqlite:///{path}", None)

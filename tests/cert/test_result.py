@@ -5,12 +5,10 @@ import asyncio
 import pytest
 from sqlalchemy import select, update
 
-from app.cert.service import CertService
+from app.cert.service import CertService, PartnerServer
 from app.cert.tables import ResultState, Verification
 from app.errors import UpstreamInvalid
-from app.resources import pause_at
 from app.toss.cert import StartedRequest
-from app.toss.signature import SignatureChecker
 from tests.conftest import settings_for
 from tests.scenarios import Bff, assert_problem
 
@@ -266,23 +264,71 @@ async def test_the_count_of_reads_cannot_pass_two_in_the_database_either(bff):
             )
 
 
-async def test_the_answer_is_sealed_before_it_is_opened_and_gone_afterwards(embedded, sandbox):
-    settings = settings_for(embedded, sandbox)
-    paused = settings.model_copy(update={"fault": settings.fault.model_copy(update={"pause_at": "answer_kept"})})
-    async with Bff.running(paused, sandbox) as bff:
-        verification = await bff.completed()
-        call = asyncio.create_task(bff.result(verification))
-        while (await row_of(bff, verification)).result_state != ResultState.ANSWERED:
-            await asyncio.sleep(0)
-        row = await row_of(bff, verification)
-        assert row.answer is not None
-        assert (row.identity, row.lease_id, row.reads_succeeded) == (None, None, 1)
-        call.cancel()
-    async with Bff.running(settings, sandbox) as bff:
-        answer = await bff.result(verification)
-        assert answer.json()["retrieval"] == {"source": "RECOVERED", "readsLeft": 1}
-        assert (await row_of(bff, verification)).answer is None
+class Crash(Exception):
+    """Stands for the end of the process."""
+
+
+def service(bff, *, api=None, checkpoint=None) -> CertService:
+    """The service of this application with another Toss, or with a crash at one step."""
+    own = bff.resources.cert
+    return CertService(
+        database=bff.resources.database,
+        api=api or own._api,
+        vault=bff.resources.vault,
+        signatures=own._signatures,
+        rules=own._rules,
+        clock=bff.clock,
+        checkpoint=checkpoint or own._checkpoint,
+    )
+
+
+async def test_the_answer_is_sealed_before_it_is_opened_and_gone_afterwards(bff, sandbox):
+    async def crash(step: str) -> None:
+        if step == "answer_kept":
+            raise Crash
+
+    verification = await bff.completed()
+    with pytest.raises(Crash):
+        await service(bff, checkpoint=crash).result(verification.tx_id, PartnerServer("test"))
+
+    row = await row_of(bff, verification)
+    assert (row.result_state, row.identity, row.lease_id) == (ResultState.ANSWERED, None, None)
+    assert row.answer is not None
+    answer = await bff.result(verification)
+    assert answer.json()["retrieval"] == {"source": "RECOVERED", "readsLeft": 1}
+    assert (await row_of(bff, verification)).answer is None
     assert sandbox.state.count("result") == 1
+
+
+async def test_reconcile_opens_an_answer_that_a_crash_left_closed(bff, sandbox):
+    async def crash(step: str) -> None:
+        if step == "answer_kept":
+            raise Crash
+
+    verification = await bff.completed()
+    with pytest.raises(Crash):
+        await service(bff, checkpoint=crash).result(verification.tx_id, PartnerServer("test"))
+    assert (await bff.resources.cert.reconcile()).answers_opened == 1
+    assert (await bff.resources.cert.reconcile()).answers_opened == 0
+    assert (await bff.result(verification)).json()["retrieval"]["source"] == "STORED"
+    assert sandbox.state.count("result") == 1
+
+
+async def test_reconcile_ends_what_has_no_read_left(bff, sandbox):
+    async def crash(step: str) -> None:
+        if step == "answer_received":
+            raise Crash
+
+    verification = await bff.completed()
+    for _ in range(2):
+        with pytest.raises(Crash):
+            await service(bff, checkpoint=crash).result(verification.tx_id, PartnerServer("test"))
+        assert_problem(await bff.result(verification), 409, "result_in_progress")
+        bff.clock.advance(seconds=31)
+        assert (await bff.resources.cert.reconcile()).leases_settled == 1
+    assert_problem(await bff.status(verification), 410, "result_reads_exhausted")
+    assert_problem(await bff.result(verification), 410, "result_reads_exhausted")
+    assert sandbox.state.count("result") == 2
 
 
 class RepeatingToss:
@@ -297,16 +343,6 @@ class RepeatingToss:
 
 async def test_a_tx_id_that_toss_hands_out_twice_does_not_change_hands(bff):
     mine = await bff.completed()
-    resources = bff.resources
-    service = CertService(
-        database=resources.database,
-        api=RepeatingToss(mine.tx_id),
-        vault=resources.vault,
-        signatures=SignatureChecker(),
-        rules=resources.cert._rules,
-        clock=bff.clock,
-        checkpoint=pause_at(None),
-    )
     with pytest.raises(UpstreamInvalid):
-        await service.start()
+        await service(bff, api=RepeatingToss(mine.tx_id)).start()
     assert (await bff.result(mine)).status_code == 200
