@@ -5,6 +5,7 @@ import asyncio
 import base64
 import os
 import signal
+import socket
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 import structlog
 import uvicorn
 from sqlalchemy.engine import make_url
+from uvicorn.supervisors import Multiprocess
 
 from app.database import Database
 from app.doctor import examine
@@ -49,6 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
         return MISCONFIGURED
     except AppError as error:
         print(f"{error.title}.", file=sys.stderr)
+        return FAILED
+    except OSError as error:
+        print(f"{error.strerror or type(error).__name__}.", file=sys.stderr)
         return FAILED
 
 
@@ -87,13 +92,9 @@ def _serve(_options: argparse.Namespace) -> int:
     if not _run(settings, _is_current):
         print("The database's tables are missing or old. Run: python -m app migrate", file=sys.stderr)
         return FAILED
-    # uvicorn raises the signal again when it is done; a stop that went well should not look like a death.
-    signal.signal(signal.SIGTERM, lambda _number, _frame: None)
-    uvicorn.run(
+    config = uvicorn.Config(
         "app.main:from_environment",
         factory=True,
-        host=settings.server.host,
-        port=settings.server.port,
         workers=settings.server.workers,
         # Who is calling is decided in one place, by us; FORWARDED_ALLOW_IPS and its kin have no say.
         proxy_headers=False,
@@ -102,7 +103,33 @@ def _serve(_options: argparse.Namespace) -> int:
         log_config=None,
         timeout_graceful_shutdown=int(settings.server.shutdown_grace.total_seconds()),
     )
-    return OK
+    # uvicorn raises the signal again when it is done; a stop that went well should not look like a death.
+    signal.signal(signal.SIGTERM, lambda _number, _frame: None)
+    with listen(settings.server.host, settings.server.port) as listening:
+        if settings.server.workers > 1:
+            Multiprocess(config, sockets=[listening]).run()
+            return OK
+        server = uvicorn.Server(config)
+        server.run(sockets=[listening])
+        return OK if server.started else FAILED
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket that names its protocol.
+
+    asyncio turns Nagle's algorithm off only for sockets that do; uvicorn's own for several workers does not, and
+    every answer on a kept connection then waits 40 ms for the client's acknowledgement.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError:
+        listening.close()
+        raise
+    listening.set_inheritable(True)
+    return listening
 
 
 async def _is_current(resources: Resources) -> bool:

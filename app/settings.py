@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
@@ -63,6 +63,16 @@ def _aes_key(text: SecretStr) -> SecretStr:
     return text
 
 
+def _with_driver(url: SecretStr) -> SecretStr:
+    """Accept the usual spellings of hosting providers: the driver is our affair."""
+    scheme, separator, rest = url.get_secret_value().partition("://")
+    drivers = {"postgres": "postgresql+asyncpg", "postgresql": "postgresql+asyncpg", "sqlite": "sqlite+aiosqlite"}
+    driver = drivers.get(scheme, scheme)
+    if driver not in drivers.values():
+        raise ValueError("must begin with postgresql:// or sqlite://")
+    return SecretStr(driver + separator + rest)
+
+
 def _empty_is_unset(value: object) -> object:
     return None if value == "" else value
 
@@ -109,7 +119,7 @@ class NetworkSettings(Group):
 
 
 class DatabaseSettings(Group):
-    url: SecretStr = SecretStr("sqlite+aiosqlite:///var/bff.db")
+    url: Annotated[SecretStr, AfterValidator(_with_driver)] = SecretStr("sqlite+aiosqlite:///var/bff.db")
     pool_size: int = Field(10, ge=1)
     timeout: Duration = timedelta(seconds=5)
 
@@ -312,8 +322,14 @@ def _key_is_confirmed(cert: CertSettings) -> bool:
 
 
 def _faults_of(error: ValidationError) -> list[str]:
-    def describe(problem: Any) -> str:  # noqa: ANN401 - pydantic's own untyped-enough dict
+    faults = []
+    for problem in error.errors(include_input=False, include_url=False):
         name = PREFIX + "__".join(str(part).upper() for part in problem["loc"])
-        return f"{name}: {problem['msg'].removeprefix('Value error, ')}"
-
-    return [describe(problem) for problem in error.errors(include_input=False, include_url=False)]
+        group = Settings.model_fields[str(problem["loc"][0])].annotation
+        if problem["type"] == "missing" and len(problem["loc"]) == 1 and isinstance(group, type(Group)):
+            names = [f"{name}__{field.upper()}" for field, info in group.model_fields.items() if info.is_required()]
+        else:
+            names = [name]
+        message = "is required" if problem["type"] == "missing" else problem["msg"].removeprefix("Value error, ")
+        faults += [f"{name}: {message}" for name in names]
+    return faults

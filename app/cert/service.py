@@ -14,6 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from typing_extensions import override
 
 from app.cert.outcome import AdultRule, Age, Identity, age_of, normalize_name
+from app.cert.refusals import ASK_AGAIN, FINAL_CODES, READS_LOST, UNREADABLE, app_error, ending
 from app.cert.tables import (
     MAX_READS,
     ResultState,
@@ -25,51 +26,24 @@ from app.cert.tables import (
 )
 from app.database import Database
 from app.errors import (
-    AgeRestricted,
     AppError,
     ResultInProgress,
     ResultOutcomeUnknown,
     ResultReadsExhausted,
     SealedDataUnreadable,
     UpstreamInvalid,
-    UpstreamTimeout,
-    UpstreamUnavailable,
     VerificationErased,
     VerificationExpired,
-    VerificationNotCompleted,
     VerificationNotFound,
-    VerificationRefused,
-    VerificationUnknownToToss,
 )
 from app.toss.cert import CertApi, OpenedResult, RequestStatus, ResultAnswer, StartedRequest
 from app.toss.errors import NotSent, OutcomeUnknown, TossError, TossRejected, Unintelligible
 from app.toss.signature import SignatureChecker
 from app.vault import Sealed, UnsealError, Vault
 
-ASK_AGAIN = timedelta(seconds=2)
-"""Retry-After while the user is busy or another call is in flight; integrators poll every two to three seconds."""
 TOKEN_PREFIX = "vt_"  # noqa: S105 - makes a leaked token recognisable
 BATCH = 200
 
-READS_LOST = "READS_LOST"
-UNREADABLE = "UNREADABLE"
-
-REFUSALS: dict[str, type[AppError]] = {
-    "CE0001": UpstreamUnavailable,
-    "CE0002": UpstreamUnavailable,
-    "CE1000": UpstreamUnavailable,
-    "CE3006": AgeRestricted,
-    "CE3100": VerificationUnknownToToss,
-    "CE3101": ResultReadsExhausted,
-    "CE3102": VerificationNotCompleted,
-    "CE3103": VerificationExpired,
-}
-"""Toss's codes whose meaning is known (toss-cert reference 7); every other code travels on as data."""
-FINAL_CODES = frozenset({"CE3006", "CE3100", "CE3101", "CE3103"})
-ENDINGS: dict[str, type[AppError]] = REFUSALS | {
-    READS_LOST: ResultReadsExhausted,
-    UNREADABLE: ResultReadsExhausted,
-}
 STEPS_TO: dict[RequestStatus, tuple[RequestStatus, ...]] = {
     RequestStatus.REQUESTED: (),
     RequestStatus.IN_PROGRESS: (RequestStatus.REQUESTED,),
@@ -211,7 +185,7 @@ class CertService:
                 request_type = "USER_NONE"
                 started = await self._api.request_one_touch()
         except TossError as error:
-            raise _app_error(error) from error
+            raise app_error(error) from error
         token = TOKEN_PREFIX + secrets.token_urlsafe(32)
         now = self._clock()
         verification = Verification(
@@ -242,16 +216,16 @@ class CertService:
         """
         verification = await self._find(tx_id, caller)
         if verification.result_state == ResultState.ENDED:
-            raise _ending(verification)
+            raise ending(verification.end_code)
         if verification.status in (RequestStatus.COMPLETED, RequestStatus.EXPIRED):
             return verification
         try:
             seen = await self._api.status(tx_id)
         except TossRejected as error:
             await self._end_if_final(tx_id, error)
-            raise _app_error(error) from error
+            raise app_error(error) from error
         except TossError as error:
-            raise _app_error(error) from error
+            raise app_error(error) from error
         await self._note_status(tx_id, seen)
         return await self._find(tx_id, caller)
 
@@ -287,7 +261,7 @@ class CertService:
             case ResultState.ANSWERED:
                 return self._retrieved(await self._open(verification), Source.RECOVERED)
             case ResultState.ENDED:
-                raise _ending(verification)
+                raise ending(verification.end_code)
             case ResultState.ERASED:
                 raise VerificationErased
             case ResultState.NONE:
@@ -321,7 +295,7 @@ class CertService:
                 await give_back_read(session, tx_id, lease_id=lease_id)
             if isinstance(error, TossRejected):
                 await self._end_if_final(tx_id, error)
-            raise _app_error(error) from error
+            raise app_error(error) from error
         except (OutcomeUnknown, Unintelligible) as error:
             async with self._database.transaction() as session:
                 await drop_lease(session, tx_id, lease_id=lease_id)
@@ -609,28 +583,3 @@ def _erased(now: datetime) -> dict[str, object]:
         "di_hash": None,
         "erased_at": now,
     }
-
-
-def _ending(verification: Verification) -> AppError:
-    return ENDINGS.get(verification.end_code or "", VerificationExpired)()
-
-
-def _app_error(error: TossError) -> AppError:
-    """A failure of the vendor in our words."""
-    match error:
-        case TossRejected(error_code=code, http_status=http_status):
-            known = REFUSALS.get(code)
-            if known is VerificationNotCompleted:
-                return VerificationNotCompleted(retry_after=ASK_AGAIN)
-            if known is not None:
-                return known(toss_code=code)
-            is_fault = http_status >= 500  # noqa: PLR2004
-            return (UpstreamUnavailable if is_fault else VerificationRefused)(toss_code=code)
-        case NotSent():
-            return UpstreamUnavailable(retry_after=ASK_AGAIN)
-        case Unintelligible(is_json=False):
-            return UpstreamUnavailable(retry_after=ASK_AGAIN)
-        case OutcomeUnknown():
-            return UpstreamTimeout()
-        case _:
-            return UpstreamInvalid()

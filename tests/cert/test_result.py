@@ -11,6 +11,7 @@ from app.errors import UpstreamInvalid
 from app.toss.cert import StartedRequest
 from tests.conftest import settings_for
 from tests.scenarios import Bff, assert_problem
+from tests.servers import free_port
 
 
 async def row_of(bff, verification) -> Verification:
@@ -103,6 +104,17 @@ async def test_a_clear_no_uses_no_read(bff, sandbox, fault, status, code):
         assert problem["tossCode"] == fault.get("code", fault.get("error"))
     answer = await bff.result(verification)
     assert answer.json()["retrieval"] == {"source": "READ", "readsLeft": 1}
+
+
+async def test_a_call_that_never_reached_toss_uses_no_read(backend, sandbox):
+    async with Bff.running(settings_for(backend, sandbox), sandbox) as bff:
+        verification = await bff.completed()
+    nowhere = settings_for(backend, sandbox, api_url=f"http://127.0.0.1:{free_port()}")
+    async with Bff.running(nowhere, sandbox) as bff:
+        for _ in range(3):
+            assert_problem(await bff.result(verification), 503, "upstream_unavailable")
+    async with Bff.running(settings_for(backend, sandbox), sandbox) as bff:
+        assert (await bff.result(verification)).json()["retrieval"] == {"source": "READ", "readsLeft": 1}
 
 
 @pytest.mark.parametrize(
