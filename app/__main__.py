@@ -9,22 +9,19 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, TypeVar
 
 import structlog
 import uvicorn
-from sqlalchemy.engine import make_url
 from uvicorn.supervisors import Multiprocess
 
-from app.database import Database
 from app.doctor import examine
 from app.errors import AppError, StorageUnavailable
 from app.observability import configure_logging
 from app.reconcile import reconcile
 from app.reseal import reseal
 from app.resources import Resources, open_resources
-from app.server_keys import Scope
+from app.server_keys import MAX_NAME, Scope
 from app.settings import Settings, SettingsError
 
 T = TypeVar("T")
@@ -75,16 +72,29 @@ def _parser() -> argparse.ArgumentParser:
         required=True, metavar="ACTION"
     )
     issue = add("issue", _issue, "make a server key; it is shown once", keys)
-    issue.add_argument("--name", required=True, help="who will hold it")
+    issue.add_argument("--name", required=True, type=_key_name, help="who will hold it")
     issue.add_argument("--scope", required=True, action="append", choices=[str(scope) for scope in Scope])
-    issue.add_argument("--days", type=int, help="lifetime; without it the key lives until it is revoked")
+    issue.add_argument("--days", type=_positive, help="lifetime; without it the key lives until it is revoked")
     add("list", _list, "list server keys", keys)
     revoke = add("revoke", _revoke, "revoke a server key, at once on every replica", keys)
     revoke.add_argument("key_id")
     add("generate", _generate, "make a random key for BFF_VAULT__KEYS or BFF_VAULT__HASH_KEY", keys)
     again = add("reseal", _reseal, "seal all stored personal data with the active key, in batches", keys)
-    again.add_argument("--batch", type=int, default=500)
+    again.add_argument("--batch", type=_positive, default=500)
     return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def _key_name(text: str) -> str:
+    if not 1 <= len(text) <= MAX_NAME:
+        raise argparse.ArgumentTypeError(f"must have 1 to {MAX_NAME} letters")
+    return text
 
 
 def _serve(_options: argparse.Namespace) -> int:
@@ -143,19 +153,10 @@ async def _is_current(resources: Resources) -> bool:
 
 def _migrate(_options: argparse.Namespace) -> int:
     settings = _settings()
-    url = settings.database.url.get_secret_value()
-    parsed = make_url(url)
-    if parsed.get_backend_name() == "sqlite" and parsed.database:
-        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-
-    async def migrate() -> None:
-        database = Database(url, pool_size=1, timeout=MIGRATION_TIMEOUT)
-        try:
-            await database.migrate()
-        finally:
-            await database.aclose()
-
-    asyncio.run(migrate())
+    patient = settings.model_copy(
+        update={"database": settings.database.model_copy(update={"timeout": MIGRATION_TIMEOUT})}
+    )
+    _run(patient, lambda resources: resources.database.migrate())
     print("The database is up to date.")
     return OK
 

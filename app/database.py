@@ -1,7 +1,7 @@
 """The database: one declarative base, constraint names, UTC instants, short transactions."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,11 @@ from app.errors import StorageUnavailable
 
 MIGRATION_LOCK = 7_302_116
 """Advisory lock of PostgreSQL: any number that nobody else in this database uses."""
+
+
+OUTAGES = frozenset({"08", "28", "3D", "53", "57", "58"})
+"""Classes of SQLSTATE that say nothing about our statement: connection, authorization, no such database,
+resources, shutdown and start-up, input and output."""
 
 
 class Base(DeclarativeBase):
@@ -87,44 +92,46 @@ class Database:
 
         Raises: StorageUnavailable when the database cannot be reached in time.
         """
-        try:
+        with _outages_named():
             async with self._sessions.begin() as session:
                 yield session
-        # asyncpg raises OSError for a refused connection and TimeoutError for a slow one, unwrapped.
-        except (OperationalError, InterfaceError, PoolTimeoutError, OSError) as error:
-            raise StorageUnavailable from error
-        except DBAPIError as error:
-            if error.connection_invalidated:
-                raise StorageUnavailable from error
-            raise
 
     async def ping(self) -> None:
         async with self.transaction() as session:
             await session.execute(text("SELECT 1"))
 
     async def is_current(self) -> bool:
-        """Whether every migration has been applied."""
+        """Whether every migration that this release knows has been applied.
+
+        One that it does not know comes from a newer release, which must leave the older one able to work:
+        replicas are replaced one by one.
+        """
 
         def heads(connection: Connection) -> set[str]:
             return set(MigrationContext.configure(connection).get_current_heads())
 
         async with self.transaction() as session:
             applied = await (await session.connection()).run_sync(heads)
-        return applied == set(ScriptDirectory.from_config(alembic_config()).get_heads())
+        scripts = ScriptDirectory.from_config(alembic_config())
+        known = {script.revision for script in scripts.walk_revisions()}
+        return applied == set(scripts.get_heads()) or not applied <= known
 
     async def migrate(self) -> None:
-        """Apply every migration that is missing. Replicas that do this at once wait for each other."""
+        """Apply every migration that is missing. Replicas that do this at once wait for each other.
+
+        Raises: StorageUnavailable.
+        """
+        if self.is_sqlite and self.engine.url.database:
+            Path(self.engine.url.database).parent.mkdir(parents=True, exist_ok=True)
 
         def upgrade(connection: Connection) -> None:
             if connection.dialect.name == "postgresql":
                 connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
             command.upgrade(alembic_config(connection), "head")
 
-        try:
+        with _outages_named():
             async with self.engine.begin() as connection:
                 await connection.run_sync(upgrade)
-        except (OperationalError, InterfaceError, OSError) as error:
-            raise StorageUnavailable from error
 
     async def aclose(self) -> None:
         await self.engine.dispose()
@@ -135,6 +142,23 @@ def alembic_config(connection: Connection | None = None) -> Config:
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     config.attributes["connection"] = connection
     return config
+
+
+@contextmanager
+def _outages_named() -> Iterator[None]:
+    try:
+        yield
+    # asyncpg raises OSError for a refused connection and TimeoutError for a slow one, unwrapped.
+    except (OperationalError, InterfaceError, PoolTimeoutError, OSError) as error:
+        raise StorageUnavailable from error
+    except DBAPIError as error:
+        if error.connection_invalidated or _sqlstate(error)[:2] in OUTAGES:
+            raise StorageUnavailable from error
+        raise
+
+
+def _sqlstate(error: DBAPIError) -> str:
+    return str(getattr(error.orig, "sqlstate", None) or "")
 
 
 def _prepare_sqlite(engine: Any) -> None:  # noqa: ANN401 - the event API takes any engine

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from ssl import cert_time_to_seconds
 from urllib.parse import urlsplit
 
@@ -40,19 +41,14 @@ def _fault(check: str, what: str, fix: str) -> Finding:
 async def examine(resources: Resources) -> AsyncIterator[Finding]:
     """Every check, one after the other; none of them changes anything."""
     yield _ok("settings", f"valid for {resources.settings.environment}")
-    checks = {
-        "database": _database(resources),
-        "redis": _redis(resources),
-        "token endpoint": _token(resources),
-        **{
-            f"TLS to {urlsplit(url).hostname}:{urlsplit(url).port or 443}": _host(resources, url)
-            for url in dict.fromkeys((_origin(resources.cert_tokens.url), resources.settings.cert.api_url))
-        },
-    }
+    checks = {"database": _database, "redis": _redis, "token endpoint": _token}
+    for url in (resources.cert_tokens.url, resources.settings.cert.api_url):
+        origin = _origin(url)
+        checks[_name(origin)] = partial(_host, origin=origin)
     for name, check in checks.items():
         try:
             async with asyncio.timeout(PATIENCE):
-                found = await check
+                found = await check(resources)
         except TimeoutError:
             found = [_fault(name, "no answer in time", "Look at firewalls that swallow packets silently.")]
         for finding in found:
@@ -62,6 +58,11 @@ async def examine(resources: Resources) -> AsyncIterator[Finding]:
 def _origin(url: str) -> str:
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc}"
+
+
+def _name(origin: str) -> str:
+    parts = urlsplit(origin)
+    return f"TLS to {parts.hostname}:{parts.port or 443}"
 
 
 async def _database(resources: Resources) -> list[Finding]:
@@ -113,15 +114,15 @@ async def _token(resources: Resources) -> list[Finding]:
     return [_ok("token endpoint", f"gave a token (kept for {minutes} minutes at most)")]
 
 
-async def _host(resources: Resources, url: str) -> list[Finding]:
-    name = f"TLS to {urlsplit(url).hostname}:{urlsplit(url).port or 443}"
+async def _host(resources: Resources, *, origin: str) -> list[Finding]:
+    name = _name(origin)
     try:
-        probe = await resources.cert_transport.probe(url)
+        probe = await resources.cert_transport.probe(origin)
     except TossError as error:
         return [_fault(name, *_explain(error))]
     return [
         _certificate(name, probe, resources.clock()),
-        _clock(urlsplit(url).hostname or "", probe, resources.clock()),
+        _clock(urlsplit(origin).hostname or "", probe, resources.clock()),
     ]
 
 

@@ -10,6 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 import app.cert.routes
 import app.health
 from app import problems
+from app.network import BodyLimit
 from app.observability import RequestLog, configure_logging, request_id_of
 from app.resources import Clock, open_resources, utc_now
 from app.settings import Settings, SettingsError
@@ -32,12 +33,12 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,
         openapi_url="/openapi.json" if settings.serves_docs else None,
-        max_body_size=settings.server.body_limit_bytes,
         generate_unique_id_function=_operation_id,
     )
     problems.install(application, request_id_of=request_id_of)
     # Added last is outermost: the log sees everything, CORS also covers what is refused further in.
     application.add_middleware(problems.LastResort, request_id_of=request_id_of)
+    application.add_middleware(BodyLimit, limit_bytes=settings.server.body_limit_bytes)
     application.add_middleware(
         CORSMiddleware,
         allow_origins=settings.network.allowed_origins,

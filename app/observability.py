@@ -49,7 +49,9 @@ SECRET_FIELDS = frozenset(
         "verification_token",
     }
 )
-"""Field names whose value never reaches a log line, however nested."""
+"""Field names whose value never reaches a log line, however nested, in snake_case and in camelCase."""
+_SEPARATORS = re.compile(r"[^A-Za-z0-9]")
+_SECRET_NAMES = frozenset(name.replace("_", "") for name in SECRET_FIELDS)
 
 SECRET_TEXTS = re.compile(
     r"v1[\w.-]*\$[0-9A-Fa-f-]{36}\$[A-Za-z0-9+/=_-]*"  # Toss Cert envelopes and session keys
@@ -68,6 +70,7 @@ QUIET_LOGGERS = {
     "asyncio": logging.WARNING,
     "httpcore2": logging.WARNING,  # prints headers
     "httpx2": logging.WARNING,
+    "redis": logging.WARNING,
     "sqlalchemy.engine": logging.WARNING,
     "uvicorn.access": logging.CRITICAL,  # prints raw URLs; the canonical line replaces it
 }
@@ -79,7 +82,7 @@ def redact_fields(_logger: WrappedLogger, _name: str, event: EventDict) -> Event
 
 
 def _redacted(key: str, value: Any) -> Any:  # noqa: ANN401 - log values are anything
-    if key.lower() in SECRET_FIELDS:
+    if _SEPARATORS.sub("", key).lower() in _SECRET_NAMES:
         return REDACTED
     if isinstance(value, dict):
         return {str(inner): _redacted(str(inner), item) for inner, item in value.items()}

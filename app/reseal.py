@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Column, Table, Text, select, type_coerce, update
+from sqlalchemy import Column, Table, Text, func, select, type_coerce, update
 
 import app.cert.tables  # noqa: F401 - a table with sealed columns
 from app.database import Base, Database
@@ -20,6 +20,8 @@ class Resealed:
 
 async def reseal(database: Database, vault: Vault, *, batch: int) -> list[Resealed]:
     """Raises: StorageUnavailable. What was done until then stays done."""
+    if batch < 1:
+        raise ValueError("a batch has at least one value")
     return [
         await _reseal_column(database, vault, table, column, batch=batch)
         for table in Base.metadata.sorted_tables
@@ -44,7 +46,8 @@ async def _reseal_column(
     database: Database, vault: Vault, table: Table, column: Column[Any], *, batch: int
 ) -> Resealed:
     (key,) = table.primary_key.columns
-    is_stale = ~type_coerce(column, Text).startswith(f"{vault.active_key}$", autoescape=True)
+    prefix = f"{vault.active_key}$"
+    is_stale = func.substr(type_coerce(column, Text), 1, len(prefix)) != prefix
     resealed, unreadable, last = 0, 0, ""
     while True:
         async with database.transaction() as session:

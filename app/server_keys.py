@@ -13,6 +13,7 @@ from typing_extensions import override
 from app.database import Base, Database, Instant
 from app.vault import Vault
 
+MAX_NAME = 80
 KEY_PREFIX = "sk_"
 """Makes a leaked key recognisable."""
 
@@ -28,7 +29,7 @@ class ServerKey(Base):
     __tablename__ = "server_key"
 
     key_id: Mapped[str] = mapped_column(String(16), primary_key=True)
-    name: Mapped[str] = mapped_column(String(80))
+    name: Mapped[str] = mapped_column(String(MAX_NAME))
     key_hash: Mapped[str] = mapped_column(String(64), unique=True)
     scopes: Mapped[list[str]] = mapped_column(JSON)
     created_at: Mapped[datetime] = mapped_column(Instant)

@@ -6,19 +6,21 @@ Variables are named `BFF_<GROUP>__<FIELD>`. `environment` selects checks, never 
 import base64
 import binascii
 import hashlib
+import json
 import os
 import re
 from collections.abc import Iterable
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "BFF_"
+JSON_TYPES = (dict, tuple, frozenset)
 TOSS_PUBLIC_KEY_SHA256 = "3c9b95d619baa27623d5509d68e2c48df2330abac55e69de5a0a5b9c555ff9e3"
 """Of the DER of the published key (toss-cert reference 4.5)."""
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -37,7 +39,13 @@ class SettingsError(Exception):
 
 
 def _https_or_loopback(url: str) -> str:
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        is_usable = parts.port is None or parts.port > 0
+    except ValueError:
+        is_usable = False
+    if not is_usable or not url.isascii() or any(mark.isspace() for mark in url):
+        raise ValueError("is not an address")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError("must not carry credentials, a query or a fragment")
     if not parts.hostname or (
@@ -73,8 +81,8 @@ def _with_driver(url: SecretStr) -> SecretStr:
     return SecretStr(driver + separator + rest)
 
 
-def _empty_is_unset(value: object) -> object:
-    return None if value == "" else value
+def _word_for_nothing(value: object) -> object:
+    return None if value == "none" else value
 
 
 def _number_is_seconds(value: object) -> object:
@@ -103,7 +111,7 @@ class ServerSettings(Group):
     port: int = Field(8000, ge=1, le=65535)
     workers: int = Field(1, ge=1, le=64)
     body_limit_bytes: int = Field(16 * 1024, ge=1024)
-    docs_enabled: Annotated[bool | None, BeforeValidator(_empty_is_unset)] = None
+    docs_enabled: bool | None = None
     """None: `/docs` and `/openapi.json` are served except in production."""
     shutdown_grace: Duration = timedelta(seconds=25)
 
@@ -125,7 +133,7 @@ class DatabaseSettings(Group):
 
 
 class RedisSettings(Group):
-    url: Annotated[SecretStr | None, BeforeValidator(_empty_is_unset)] = None
+    url: SecretStr | None = None
     timeout: Duration = timedelta(seconds=1)
 
 
@@ -160,16 +168,16 @@ class CertSettings(Group):
     request_path: UrlPath = "/api/v2/sign/user/auth/id/request"
     status_path: UrlPath = "/api/v2/sign/user/auth/id/status"
     result_path: UrlPath = "/api/v2/sign/user/auth/id/result"
-    ca_file: Annotated[Path | None, BeforeValidator(_empty_is_unset)] = None
+    ca_file: Path | None = None
     """CA file for Toss's servers; None means the operating system's store."""
-    public_key: Annotated[str | None, BeforeValidator(_empty_is_unset)] = None
+    public_key: str | None = None
     """Toss's RSA key (Base64 of DER, or PEM); None means the published one (reference 4.5, Q15)."""
-    accept_public_key_sha256: Annotated[str | None, BeforeValidator(_empty_is_unset)] = None
+    accept_public_key_sha256: str | None = None
     """Production takes a key other than the published one only if its fingerprint is confirmed here."""
     version: str = Field("v1", pattern=r"^[A-Za-z0-9._-]{1,32}$")
     request_url: str = Field("intoss://my-granite-app", min_length=1, max_length=1000)
     trigger_type: Literal["APP_SCHEME", "PUSH"] = "APP_SCHEME"
-    expire_seconds: Annotated[int | None, BeforeValidator(_empty_is_unset)] = Field(None, ge=1, le=1800)
+    expire_seconds: int | None = Field(None, ge=1, le=1800)
     """Sent only when set; the life that Toss gives a request by itself is not published (Q3)."""
     connect_timeout: Duration = timedelta(seconds=3)
     read_timeout: Duration = timedelta(seconds=10)
@@ -189,21 +197,22 @@ class CertSettings(Group):
     retention_days: int = Field(365, ge=1)
     signature_retention_days: int = Field(1825, ge=1)
     signature_ca_files: tuple[Path, ...] = ()
-    signature_policy_oid: Annotated[str | None, BeforeValidator(_empty_is_unset)] = "1.2.410.200098.5.1.1.1.3"
-    """Certificate policy that a signer's certificate must carry (reference 6); empty: not checked."""
+    signature_policy_oid: Annotated[str | None, BeforeValidator(_word_for_nothing)] = "1.2.410.200098.5.1.1.1.3"
+    """Certificate policy that a signer's certificate must carry (reference 6); `none`: not checked."""
     signature_time_tolerance: Duration = timedelta(minutes=5)
 
 
 class FaultSettings(Group):
     """For tests of crashes only; production refuses every value."""
 
-    pause_at: Annotated[str | None, BeforeValidator(_empty_is_unset)] = None
+    pause_at: str | None = None
 
 
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
         env_nested_delimiter="__",
+        env_ignore_empty=True,
         extra="forbid",
         frozen=True,
         hide_input_in_errors=True,
@@ -244,7 +253,7 @@ class Settings(BaseSettings):
             faults += _faults_of(error)
         except ValueError:
             # Raised by pydantic-settings for JSON that does not parse; its text may show the value.
-            faults.append("a variable that should be JSON (a list or an object) does not parse")
+            faults += _json_faults() or ["a variable that should be JSON does not parse"]
         else:
             faults += settings.faults()
             if not faults:
@@ -321,10 +330,29 @@ def _key_is_confirmed(cert: CertSettings) -> bool:
     return fingerprint in {TOSS_PUBLIC_KEY_SHA256, (cert.accept_public_key_sha256 or "").lower()}
 
 
+def _json_faults() -> list[str]:
+    """Variables that pydantic-settings reads as JSON and that do not parse."""
+    names = []
+    for group, info in Settings.model_fields.items():
+        if isinstance(info.annotation, type(Group)):
+            fields = info.annotation.model_fields.items()
+            names += [group]
+            names += [f"{group}__{name}" for name, field in fields if get_origin(field.annotation) in JSON_TYPES]
+    given = {name.upper(): value for name, value in os.environ.items()}
+    faults = []
+    for variable in ((PREFIX + name).upper() for name in names):
+        try:
+            json.loads(given.get(variable) or "null")
+        except ValueError:
+            faults.append(f"{variable}: must be JSON (a list or an object)")
+    return faults
+
+
 def _faults_of(error: ValidationError) -> list[str]:
     faults = []
     for problem in error.errors(include_input=False, include_url=False):
-        name = PREFIX + "__".join(str(part).upper() for part in problem["loc"])
+        # Not deeper: what follows may be the caller's own text, such as a key that stands in the place of its id.
+        name = PREFIX + "__".join(str(part).upper() for part in problem["loc"][:2])
         group = Settings.model_fields[str(problem["loc"][0])].annotation
         if problem["type"] == "missing" and len(problem["loc"]) == 1 and isinstance(group, type(Group)):
             names = [f"{name}__{field.upper()}" for field, info in group.model_fields.items() if info.is_required()]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Protocol, TypeVar, cast
 
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
@@ -17,6 +17,7 @@ from app.toss.tokens import ServiceToken, TokenStoreUnavailable
 from app.vault import Place, Sealed, UnsealError, Vault
 
 PREFIX: Final = "bff:v1:"
+POOL_SIZE: Final = 20
 BREATHER: Final = 1.0
 """Seconds for which Redis is left alone after a failure, so that not every call waits for its timeout."""
 
@@ -54,7 +55,6 @@ class SharedState(Protocol):
 class _Entry:
     value: str
     tag: str
-    fence: int
     ends_at: float
 
 
@@ -66,6 +66,7 @@ class InProcessState(SharedState):
         self._entries: dict[str, _Entry] = {}
         self._locks: dict[str, tuple[int, float]] = {}
         self._last_fence = 0
+        self._written: dict[str, int] = {}
 
     def _entry(self, name: str) -> _Entry | None:
         entry = self._entries.get(name)
@@ -81,10 +82,10 @@ class InProcessState(SharedState):
 
     @override
     async def write(self, name: str, value: str, *, tag: str, fence: int, ttl: timedelta) -> bool:
-        entry = self._entry(name)
-        if entry is not None and entry.fence > fence:
+        if self._written.get(name, 0) > fence:
             return False
-        self._entries[name] = _Entry(value, tag, fence, self._monotonic() + ttl.total_seconds())
+        self._written[name] = fence
+        self._entries[name] = _Entry(value, tag, self._monotonic() + ttl.total_seconds())
         return True
 
     @override
@@ -119,10 +120,12 @@ class InProcessState(SharedState):
         return
 
 
-# KEYS: value. ARGV: value, tag, fence, milliseconds.
+# KEYS: value, fences. ARGV: value, tag, fence, milliseconds. The last fence outlives the value it came with; next
+# and last are in one key, so that an eviction cannot take one without the other.
 WRITE = """
-if tonumber(redis.call('HGET', KEYS[1], 'fence') or '0') > tonumber(ARGV[3]) then return 0 end
-redis.call('HSET', KEYS[1], 'value', ARGV[1], 'tag', ARGV[2], 'fence', ARGV[3])
+if tonumber(redis.call('HGET', KEYS[2], 'last') or '0') > tonumber(ARGV[3]) then return 0 end
+redis.call('HSET', KEYS[2], 'last', ARGV[3])
+redis.call('HSET', KEYS[1], 'value', ARGV[1], 'tag', ARGV[2])
 redis.call('PEXPIRE', KEYS[1], ARGV[4])
 return 1
 """
@@ -131,10 +134,10 @@ DROP = """
 if redis.call('HGET', KEYS[1], 'tag') ~= ARGV[1] then return 0 end
 return redis.call('DEL', KEYS[1])
 """
-# KEYS: lock, fence counter. ARGV: milliseconds.
+# KEYS: lock, fences. ARGV: milliseconds.
 LOCK = """
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
-local fence = redis.call('INCR', KEYS[2])
+local fence = redis.call('HINCRBY', KEYS[2], 'next', 1)
 redis.call('SET', KEYS[1], fence, 'PX', ARGV[1])
 return fence
 """
@@ -152,13 +155,17 @@ class RedisState(SharedState):
 
     def __init__(self, url: str, *, timeout: timedelta, monotonic: Callable[[], float] = time.monotonic) -> None:
         seconds = timeout.total_seconds()
-        self._redis: Redis = Redis.from_url(
+        # A blocking pool: callers beyond it wait their turn instead of being told that Redis is away.
+        pool = BlockingConnectionPool.from_url(
             url,
+            max_connections=POOL_SIZE,
+            timeout=seconds,
             decode_responses=True,
             socket_timeout=seconds,
             socket_connect_timeout=seconds,
             retry=Retry(NoBackoff(), 1),  # once, for a connection that died while idle
         )
+        self._redis: Redis = Redis.from_pool(pool)
         self._monotonic = monotonic
         self._leave_alone_until = 0.0
         self._write = self._redis.register_script(WRITE)
@@ -172,8 +179,9 @@ class RedisState(SharedState):
 
     @override
     async def write(self, name: str, value: str, *, tag: str, fence: int, ttl: timedelta) -> bool:
+        keys = [_key(name, "value"), _key(name, "fences")]
         args: list[str | int] = [value, tag, fence, _milliseconds(ttl)]
-        return bool(await self._ask(lambda: self._write(keys=[_key(name, "value")], args=args)))
+        return bool(await self._ask(lambda: self._write(keys=keys, args=args)))
 
     @override
     async def drop(self, name: str, *, tag: str) -> bool:
@@ -181,7 +189,7 @@ class RedisState(SharedState):
 
     @override
     async def lock(self, name: str, *, ttl: timedelta) -> int | None:
-        keys = [_key(name, "lock"), _key(name, "fence")]
+        keys = [_key(name, "lock"), _key(name, "fences")]
         return int(await self._ask(lambda: self._lock(keys=keys, args=[_milliseconds(ttl)]))) or None
 
     @override
@@ -203,7 +211,7 @@ class RedisState(SharedState):
             raise SharedStateUnavailable("Redis failed a moment ago")
         try:
             return await cast("Awaitable[Any]", command())
-        except (RedisError, OSError) as error:
+        except (RedisError, OSError, UnicodeDecodeError) as error:
             self._leave_alone_until = self._monotonic() + BREATHER
             raise SharedStateUnavailable(type(error).__name__) from None
 

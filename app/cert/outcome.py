@@ -94,6 +94,7 @@ def parse_birthday(text: str) -> date | None:
 
 def mask_name(name: str) -> str:
     """김토스 -> 김*스, 이솔 -> 이*, MARY ANN -> M*** **N."""
+    name = unicodedata.normalize("NFC", name)
     letters = [index for index, letter in enumerate(name) if not letter.isspace()]
     shown = set(letters[:1]) if len(letters) <= FULLY_MASKED else {letters[0], letters[-1]}
     if len(letters) == 1:

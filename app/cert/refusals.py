@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 
+from app.cert.tables import READS_LOST
 from app.errors import (
     AgeRestricted,
     AppError,
@@ -19,7 +20,6 @@ from app.toss.errors import NotSent, OutcomeUnknown, TossError, TossRejected, Un
 ASK_AGAIN = timedelta(seconds=2)
 """Retry-After while the user is busy or another call is in flight; integrators poll every two to three seconds."""
 
-READS_LOST = "READS_LOST"
 UNREADABLE = "UNREADABLE"
 
 REFUSALS: dict[str, type[AppError]] = {

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Path, Query
+from fastapi import APIRouter, Body, Path, Query, Response
 
 from app.cert.schemas import (
     CompareRequest,
@@ -129,8 +129,10 @@ async def fetch_full_result(tx_id: TxId, cert: CertDep, partner: CertReader) -> 
 
 @partner_server.post("/requests/{txId}/compare", responses=documented(*RESULT, *PARTNER))
 async def compare_person(tx_id: TxId, body: CompareRequest, cert: CertDep, partner: CertComparer) -> ComparisonBody:
-    """Is the verified user the person with this CI, or this name and birthday?"""
-    return ComparisonBody.of(await cert.compare(tx_id, partner, ci=body.ci, name=body.name, birthday=body.birthday))
+    """Is the verified user the person with this CI or DI, or this name and birthday?"""
+    return ComparisonBody.of(
+        await cert.compare(tx_id, partner, ci=body.ci, di=body.di, name=body.name, birthday=body.birthday)
+    )
 
 
 @partner_server.get(
@@ -144,6 +146,7 @@ async def get_signature_evidence(tx_id: TxId, cert: CertDep, partner: CertEviden
 @partner_server.delete(
     "/requests/{txId}",
     status_code=204,
+    response_class=Response,
     responses=documented(*ALWAYS, *PARTNER, VerificationNotFound),
 )
 async def erase_verification(

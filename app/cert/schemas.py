@@ -15,9 +15,12 @@ from app.settings import DisclosedField
 from app.toss.cert import RequestStatus
 
 MAX_NAME = 80
-MAX_CI = 200
+MAX_LINKING_TEXT = 200
+"""CI and DI have 88 characters in the samples; the length is not promised (toss-cert reference 3.6)."""
 NAME_MARKS = frozenset(" .,'’-·")
 """What stands between the letters of a name: O'Connor, Mary-Jane, 마리아·호세, Smith, J."""
+INVISIBLE = frozenset("\u115f\u1160\u3164\uffa0")
+"""Hangul fillers: letters to Unicode, nothing to the eye."""
 EARLIEST_BIRTHDAY = date(1900, 1, 1)
 
 
@@ -25,6 +28,8 @@ def _person_name(name: str) -> str:
     name = unicodedata.normalize("NFC", name.strip())
     if not name or len(name) > MAX_NAME:
         raise ValueError(f"must have 1 to {MAX_NAME} letters")
+    if INVISIBLE & set(name):
+        raise ValueError("must be visible")
     has_letter = any(unicodedata.category(mark).startswith("L") for mark in name)
     # Letters and the marks that combine with them, of any script: 김토스, O'Connor, Nguyễn, 李小龍.
     if not has_letter or not all(mark in NAME_MARKS or unicodedata.category(mark)[0] in "LM" for mark in name):
@@ -48,7 +53,7 @@ def _printable(text: str) -> str:
 PersonName = Annotated[str, Field(min_length=1, max_length=MAX_NAME * 3), AfterValidator(_person_name)]
 Phone = Annotated[str, Field(pattern=r"^[0-9]{10,11}$", description="Digits only, 10 or 11 of them")]
 Birthday = Annotated[str, Field(pattern=r"^[0-9]{8}$", description="YYYYMMDD"), AfterValidator(_birthday)]
-CiText = Annotated[str, Field(min_length=1, max_length=MAX_CI), AfterValidator(_printable)]
+LinkingText = Annotated[str, Field(min_length=1, max_length=MAX_LINKING_TEXT), AfterValidator(_printable)]
 
 
 class Wire(BaseModel):
@@ -94,14 +99,15 @@ StartRequest = Annotated[
 class CompareRequest(Input):
     """At least one of them."""
 
-    ci: CiText | None = None
+    ci: LinkingText | None = None
+    di: LinkingText | None = None
     name: PersonName | None = None
     birthday: Birthday | None = None
 
     @model_validator(mode="after")
     def has_something_to_compare(self) -> Self:
-        if self.ci is None and self.name is None and self.birthday is None:
-            raise ValueError("needs ci, name or birthday")
+        if not any(value for _, value in self):
+            raise ValueError("needs ci, di, name or birthday")
         return self
 
 

@@ -1,5 +1,6 @@
 """Toss Cert, the use cases: start, ask, fetch the result once and safely, answer from our store afterwards."""
 
+import asyncio
 import hmac
 import secrets
 import uuid
@@ -14,9 +15,10 @@ from sqlalchemy.exc import IntegrityError
 from typing_extensions import override
 
 from app.cert.outcome import AdultRule, Age, Identity, age_of, normalize_name
-from app.cert.refusals import ASK_AGAIN, FINAL_CODES, READS_LOST, UNREADABLE, app_error, ending
+from app.cert.refusals import ASK_AGAIN, FINAL_CODES, UNREADABLE, app_error, ending
 from app.cert.tables import (
     MAX_READS,
+    READS_LOST,
     ResultState,
     Verification,
     drop_lease,
@@ -31,6 +33,7 @@ from app.errors import (
     ResultOutcomeUnknown,
     ResultReadsExhausted,
     SealedDataUnreadable,
+    StorageUnavailable,
     UpstreamInvalid,
     VerificationErased,
     VerificationExpired,
@@ -43,6 +46,8 @@ from app.vault import Sealed, UnsealError, Vault
 
 TOKEN_PREFIX = "vt_"  # noqa: S105 - makes a leaked token recognisable
 BATCH = 200
+KEEP_PAUSES = (0.1, 0.4, 1.5, 4.0)
+"""Seconds between attempts to commit an answer; together far below the lease."""
 
 STEPS_TO: dict[RequestStatus, tuple[RequestStatus, ...]] = {
     RequestStatus.REQUESTED: (),
@@ -307,13 +312,31 @@ class CertService:
                 retry_after=ASK_AGAIN if has_more else None,
             ) from error
         await self._checkpoint("answer_received")
-        async with self._database.transaction() as session:
-            await keep_answer(session, tx_id, self._vault.seal(answer.dump(), leased.place_of("answer")))
+        await self._keep(leased, answer)
         await self._checkpoint("answer_kept")
         stored = await self._open(await self._get(tx_id))
         await self._checkpoint("result_stored")
         self._log.info("verification_result_stored", tx_id=tx_id, source=source)
         return self._retrieved(stored, source)
+
+    async def _keep(self, verification: Verification, answer: ResultAnswer) -> None:
+        """Commit the answer, sealed and closed. A database that is away for a moment must not cost it."""
+        sealed = self._vault.seal(answer.dump(), verification.place_of("answer"))
+        for pause in KEEP_PAUSES:
+            try:
+                async with self._database.transaction() as session:
+                    return await keep_answer(session, verification.tx_id, sealed)
+            except StorageUnavailable:
+                self._log.warning("answer_not_kept_yet", tx_id=verification.tx_id)
+                await asyncio.sleep(pause)
+        try:
+            async with self._database.transaction() as session:
+                await keep_answer(session, verification.tx_id, sealed)
+        except StorageUnavailable as error:
+            self._log.error("result_answer_lost", tx_id=verification.tx_id, reads_left=verification.reads_left)
+            raise ResultOutcomeUnknown(
+                reads_left=verification.reads_left, retryable=verification.reads_left > 0
+            ) from error
 
     async def _lease(self, tx_id: str) -> tuple[Verification | None, str]:
         lease_id, now = str(uuid.uuid4()), self._clock()
@@ -421,6 +444,7 @@ class CertService:
         caller: PartnerServer,
         *,
         ci: str | None = None,
+        di: str | None = None,
         name: str | None = None,
         birthday: str | None = None,
     ) -> Comparison:
@@ -431,9 +455,11 @@ class CertService:
         retrieved = await self.result(tx_id, caller)
         personal = retrieved.identity.personal
         matches: dict[str, bool | None] = {}
-        if ci is not None:
-            known = retrieved.verification.ci_hash
-            matches["ci"] = None if known is None else hmac.compare_digest(known, self._vault.hash("ci", ci))
+        row = retrieved.verification
+        for kind, given, known in (("ci", ci, row.ci_hash), ("di", di, row.di_hash)):
+            if given is not None:
+                hashed = self._vault.hash(kind, given)
+                matches[kind] = None if known is None else hmac.compare_digest(known, hashed)
         if name is not None:
             known = personal.get("name")
             matches["name"] = None if known is None else normalize_name(known) == normalize_name(name)

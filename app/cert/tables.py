@@ -3,7 +3,7 @@
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import JSON, CheckConstraint, Index, String, update
+from sqlalchemy import JSON, CheckConstraint, Index, String, and_, or_, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -12,6 +12,10 @@ from app.vault import Place, Sealed, SealedColumn
 
 MAX_READS = 2
 """Successful result calls that Toss permits per txId (toss-cert reference 8)."""
+
+
+READS_LOST = "READS_LOST"
+"""Our own `end_code`: both reads may have been used, and neither answer is here."""
 
 
 class ResultState(StrEnum):
@@ -113,11 +117,17 @@ async def drop_lease(session: AsyncSession, tx_id: str, *, lease_id: str) -> Non
 
 async def keep_answer(session: AsyncSession, tx_id: str, answer: Sealed) -> None:
     """Store a successful answer, even one that comes after its lease: what Toss handed out is not lost."""
+    is_waited_for = or_(
+        Verification.result_state == ResultState.NONE,
+        # reconcile has given it up meanwhile
+        and_(Verification.result_state == ResultState.ENDED, Verification.end_code == READS_LOST),
+    )
     await session.execute(
         update(Verification)
-        .where(Verification.tx_id == tx_id, Verification.result_state == ResultState.NONE)
+        .where(Verification.tx_id == tx_id, is_waited_for)
         .values(
             result_state=ResultState.ANSWERED,
+            end_code=None,
             answer=answer,
             lease_id=None,
             lease_until=None,

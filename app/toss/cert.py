@@ -75,7 +75,8 @@ class ResultAnswer:
     success: dict[str, Any]
 
     def dump(self) -> str:
-        return json.dumps({"session": self.session.dump(), "success": self.success}, ensure_ascii=False)
+        # ASCII, because JSON may carry half a surrogate pair, which no encoding would take.
+        return json.dumps({"session": self.session.dump(), "success": self.success})
 
     @classmethod
     def load(cls, text: str) -> Self:
@@ -99,10 +100,15 @@ class ResultAnswer:
             elif text != "null":
                 personal[field] = text
         signature = self.success.get("signature")
+        if signature in (None, "", "null"):
+            signature = None
+        elif not isinstance(signature, str) or not signature.isascii():
+            unreadable.append("signature")
+            signature = None
         return OpenedResult(
             personal=personal,
             unreadable=tuple(unreadable),
-            signature=signature if isinstance(signature, str) and signature not in {"", "null"} else None,
+            signature=signature,
             requested_at=parse_instant(self.success.get("requestedDt")),
             completed_at=parse_instant(self.success.get("completedDt")),
         )
@@ -146,14 +152,16 @@ class CertApi:
         self._deadline = deadline
 
     async def request_one_touch(self) -> StartedRequest:
-        """USER_NONE. A lost answer leaves a request that nobody can approve: starting again is harmless.
+        """USER_NONE. A lost answer leaves a request whose txId nobody knows: starting again is harmless.
 
         Raises: TossError.
         """
         return await self._request(lambda: {"requestType": "USER_NONE"})
 
     async def request_personal(self, *, name: str, phone: str, birthday: str) -> StartedRequest:
-        """USER_PERSONAL; `birthday` is YYYYMMDD, `phone` digits only. May be called again as above.
+        """USER_PERSONAL; `birthday` is YYYYMMDD, `phone` digits only.
+
+        After a lost answer it may be called again, as above; with PUSH the user then sees two requests.
 
         Raises: TossError.
         """

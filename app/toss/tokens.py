@@ -88,18 +88,15 @@ class TokenKeeper:
     async def get(self) -> ServiceToken:
         """A token with life left.
 
-        Raises: TossError as the token endpoint failed; NotSent for a short while after such a failure.
+        Raises: TossError as the token endpoint failed; NotSent for a short while after such a failure. Neither
+        while the token in hand still lives: that is what renewing it early is for.
         """
         try:
-            token = await self._store.read()
-            if token is None or not token.is_fresh(self._clock()):
-                async with self._turn:
-                    token = await self._refresh_shared()
-        except TokenStoreUnavailable:
-            async with self._turn:
-                token = await self._refresh_alone()
-        self._own = token
-        return token
+            self._own = await self._fresh()
+        except TossError:
+            if self._own is None or self._own.expires_at <= self._clock():
+                raise
+        return self._own
 
     async def invalidate(self, token: ServiceToken) -> None:
         """Toss refused this token (401, CE1000)."""
@@ -109,6 +106,18 @@ class TokenKeeper:
             await self._store.drop(token)
         except TokenStoreUnavailable:
             return
+
+    async def _fresh(self) -> ServiceToken:
+        try:
+            token = await self._store.read()
+            if token is None or not token.is_fresh(self._clock()):
+                self._own = token or self._own
+                async with self._turn:
+                    token = await self._refresh_shared()
+        except TokenStoreUnavailable:
+            async with self._turn:
+                token = await self._refresh_alone()
+        return token
 
     async def _refresh_shared(self) -> ServiceToken:
         while True:

@@ -78,7 +78,7 @@ class Answer:
         error = body.get("error")
         if isinstance(error, str):  # OAuth form, RFC 6749 5.2
             raise TossRejected(http_status=self.http_status, error_code=_code(error))
-        if isinstance(error, dict) and result_type in {"FAIL", None} and "errorCode" in error:
+        if isinstance(error, dict) and result_type in ("FAIL", None) and "errorCode" in error:
             raise TossRejected(
                 http_status=self.http_status,
                 error_code=_code(error["errorCode"]),
@@ -201,11 +201,10 @@ class Transport:
                 stream = response.extensions.get("network_stream")
                 tls = stream.get_extra_info("ssl_object") if stream else None
                 certificate = tls.getpeercert() if tls else None
-                date = response.headers.get("date")
                 return Probe(
                     tls_version=tls.version() if tls else None,
                     certificate_expires_at=certificate["notAfter"] if certificate else None,
-                    clock=parsedate_to_datetime(date) if date else None,
+                    clock=_http_date(response.headers.get("date")),
                 )
 
 
@@ -226,10 +225,19 @@ def _faults_by_what_may_follow() -> Iterator[None]:
         raise OutcomeUnknown(type(error).__name__) from None
 
 
+def _http_date(text: str | None) -> datetime | None:
+    try:
+        instant = parsedate_to_datetime(text or "")
+    except ValueError:
+        return None
+    return instant if instant.tzinfo is not None else None
+
+
 def _is_tls_fault(error: BaseException) -> bool:
+    """Whether trying again is of no use. A handshake that merely takes too long is no fault of TLS."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLError):
-            return True
+            return not isinstance(cause, ssl.SSLWantReadError | ssl.SSLWantWriteError)
         cause = cause.__cause__ or cause.__context__
     return False
