@@ -30,6 +30,8 @@ OK, FAILED, MISCONFIGURED = 0, 1, 2
 
 Command = Callable[[argparse.Namespace], int]
 
+MAX_NUMBER = 36_500
+"""A hundred years in days; more than any batch wants."""
 MIGRATION_TIMEOUT = timedelta(minutes=10)
 
 
@@ -86,8 +88,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _positive(text: str) -> int:
     number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
+    if not 1 <= number <= MAX_NUMBER:
+        raise argparse.ArgumentTypeError(f"must be from 1 to {MAX_NUMBER}")
     return number
 
 

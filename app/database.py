@@ -121,8 +121,6 @@ class Database:
 
         Raises: StorageUnavailable.
         """
-        if self.is_sqlite and self.engine.url.database:
-            Path(self.engine.url.database).parent.mkdir(parents=True, exist_ok=True)
 
         def upgrade(connection: Connection) -> None:
             if connection.dialect.name == "postgresql":
@@ -130,6 +128,8 @@ class Database:
             command.upgrade(alembic_config(connection), "head")
 
         with _outages_named():
+            if self.is_sqlite and self.engine.url.database:
+                Path(self.engine.url.database).parent.mkdir(parents=True, exist_ok=True)
             async with self.engine.begin() as connection:
                 await connection.run_sync(upgrade)
 

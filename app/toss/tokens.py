@@ -124,8 +124,6 @@ class TokenKeeper:
             token = await self._store.read()
             if token is not None and token.is_fresh(self._clock()):
                 return token
-            if await self._store.has_failed_recently():
-                raise NotSent("the token endpoint failed a moment ago")
             fence = await self._store.lock()
             if fence is None:
                 await asyncio.sleep(POLL_INTERVAL)
@@ -139,6 +137,8 @@ class TokenKeeper:
         token = await self._store.read()
         if token is not None and token.is_fresh(self._clock()):
             return token
+        if await self._store.has_failed_recently():
+            raise NotSent("the token endpoint failed a moment ago")
         try:
             token = await self._fetch()
         except TossError:

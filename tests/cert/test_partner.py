@@ -76,12 +76,15 @@ async def test_a_server_key_is_no_verification_token(bff):
         ({"ci": "ITS-OWN"}, {"ci": True}, True),
         ({"ci": "CI0110000000001"}, {"ci": False}, False),
         ({"ci": "ITS-OWN", "name": "박토스"}, {"ci": True, "name": False}, False),
+        ({"di": "ITS-OWN"}, {"di": True}, True),
+        ({"di": "another"}, {"di": False}, False),
     ],
 )
 async def test_comparison_answers_yes_or_no(bff, sandbox, given, matches, is_same):
     verification = await bff.completed()
-    if given.get("ci") == "ITS-OWN":
-        given = given | {"ci": sandbox.state.personas["test_person"].ci}
+    person = sandbox.state.personas["test_person"]
+    own = {"ci": person.ci, "di": person.di}
+    given = {field: own[field] if value == "ITS-OWN" else value for field, value in given.items()}
     key = await bff.server_key(Scope.CERT_COMPARE)
     answer = await bff.as_partner("POST", verification, "/compare", key, json=given)
     assert answer.json() == {"matches": matches, "isSamePerson": is_same}

@@ -7,7 +7,7 @@ from sqlalchemy import select, update
 
 from app.cert.service import CertService, PartnerServer
 from app.cert.tables import ResultState, Verification
-from app.errors import UpstreamInvalid
+from app.errors import StorageUnavailable, UpstreamInvalid
 from app.toss.cert import StartedRequest
 from tests.conftest import settings_for
 from tests.scenarios import Bff, assert_problem
@@ -265,6 +265,52 @@ async def test_an_answer_that_comes_after_its_lease_is_kept(bff, sandbox):
     assert (await bff.result(verification)).json()["retrieval"] == {"source": "STORED", "readsLeft": 1}
 
 
+async def test_an_answer_that_was_given_up_is_kept_when_it_comes(bff, sandbox):
+    verification = await bff.completed()
+    sandbox.state.order_fault("result", "reset_after")
+    assert_problem(await bff.result(verification), 504, "result_outcome_unknown")
+    sandbox.state.order_fault("result", "hold")
+    last = asyncio.create_task(bff.result(verification))
+    await asyncio.to_thread(sandbox.state.wait_until, lambda state: state.held("result") == 1)
+    bff.clock.advance(seconds=31)
+    await bff.resources.cert.reconcile()
+    assert_problem(await bff.result(verification), 410, "result_reads_exhausted")
+
+    sandbox.state.release()
+
+    assert (await last).json()["retrieval"] == {"source": "LAST_READ", "readsLeft": 0}
+    assert (await bff.result(verification)).json()["retrieval"]["source"] == "STORED"
+
+
+class Faltering:
+    """A database that is away for a number of transactions, once `falter` is called."""
+
+    def __init__(self, database):
+        self._database = database
+        self.away_for = 0
+
+    def transaction(self):
+        if self.away_for > 0:
+            self.away_for -= 1
+            raise StorageUnavailable
+        return self._database.transaction()
+
+
+@pytest.mark.parametrize("away_for", [1, 2])
+async def test_a_database_that_is_away_for_a_moment_does_not_cost_the_answer(bff, sandbox, away_for):
+    database = Faltering(bff.resources.database)
+
+    async def falter(step: str) -> None:
+        database.away_for = away_for if step == "answer_received" else 0
+
+    verification = await bff.completed()
+    retrieved = await service(bff, database=database, checkpoint=falter).result(
+        verification.tx_id, PartnerServer("test")
+    )
+    assert retrieved.source == "READ"
+    assert sandbox.state.count("result") == 1
+
+
 async def test_the_count_of_reads_cannot_pass_two_in_the_database_either(bff):
     verification = await bff.completed()
     with pytest.raises(Exception, match="reads"):
@@ -280,11 +326,11 @@ class Crash(Exception):
     """Stands for the end of the process."""
 
 
-def service(bff, *, api=None, checkpoint=None) -> CertService:
-    """The service of this application with another Toss, or with a crash at one step."""
+def service(bff, *, api=None, checkpoint=None, database=None) -> CertService:
+    """The service of this application with another Toss or database, or with a crash at one step."""
     own = bff.resources.cert
     return CertService(
-        database=bff.resources.database,
+        database=database or bff.resources.database,
         api=api or own._api,
         vault=bff.resources.vault,
         signatures=own._signatures,

@@ -1,0 +1,294 @@
+"""What the documents promise is compared with the code: settings, problem codes, routes, links."""
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from app.errors import AppError
+from app.main import create_app
+from app.server_keys import Scope
+from app.settings import PREFIX, Settings, SettingsError
+
+ROOT = Path(__file__).parent.parent
+EXAMPLE = ROOT / ".env.example"
+READMES = {"README.md": ("필수", "아니요", "예"), "README.en.md": ("required", "no", "yes")}
+"""Each with its words for a required variable, no and yes."""
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+
+CODES = {
+    "age_restricted": 403,
+    "internal_error": 500,
+    "invalid_request": 422,
+    "method_not_allowed": 405,
+    "not_found": 404,
+    "payload_too_large": 413,
+    "result_in_progress": 409,
+    "result_outcome_unknown": 504,
+    "result_reads_exhausted": 410,
+    "scope_missing": 403,
+    "sealed_data_unreadable": 503,
+    "server_key_required": 401,
+    "storage_unavailable": 503,
+    "upstream_invalid": 502,
+    "upstream_timeout": 504,
+    "upstream_unavailable": 503,
+    "verification_erased": 410,
+    "verification_expired": 410,
+    "verification_not_completed": 409,
+    "verification_not_found": 404,
+    "verification_refused": 409,
+    "verification_token_required": 401,
+    "verification_unknown_to_toss": 410,
+}
+"""Frozen: callers switch on these. Written by hand; a change here is a change of the contract."""
+
+
+def variables(model: type[BaseModel] = Settings, prefix: str = PREFIX) -> Iterator[tuple[str, FieldInfo]]:
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from variables(field.annotation, f"{prefix}{name}__".upper())
+        else:
+            yield f"{prefix}{name}".upper(), field
+
+
+VARIABLES = dict(variables())
+REQUIRED = {name for name, field in VARIABLES.items() if field.is_required()}
+DEFAULTS = {name: field.get_default() for name, field in VARIABLES.items() if not field.is_required()}
+
+
+SECRET = REQUIRED - {"BFF_VAULT__ACTIVE_KEY"}
+"""A key's id is no secret."""
+
+
+def errors(root: type[AppError] = AppError) -> Iterator[type[AppError]]:
+    for error in root.__subclasses__():
+        if error.__module__.startswith("app."):
+            yield error
+        yield from errors(error)
+
+
+def rows(text: str, cell: str) -> list[list[str]]:
+    """The table rows whose first cell is code of this form."""
+    lines = re.findall(rf"^\| (`{cell}` \|.*) \|$", text, re.MULTILINE)
+    return [[part.strip() for part in line.split(" | ")] for line in lines]
+
+
+def code(cell: str) -> str:
+    return cell.strip("`")
+
+
+@pytest.fixture(params=sorted(READMES))
+def readme(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def text(readme) -> str:
+    return (ROOT / readme).read_text("utf-8")
+
+
+class Environment:
+    """The `BFF_` variables of this process, and no others."""
+
+    def __init__(self, monkeypatch) -> None:
+        self._monkeypatch = monkeypatch
+
+    def set(self, values: dict[str, str]) -> None:
+        for name in [name for name in os.environ if name.upper().startswith(PREFIX)]:
+            self._monkeypatch.delenv(name)
+        for name, value in values.items():
+            self._monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def environment(monkeypatch) -> Environment:
+    return Environment(monkeypatch)
+
+
+def sourced(script: str) -> dict[str, str]:
+    """What a POSIX shell makes of an environment file."""
+    run = subprocess.run(
+        ["/bin/sh", "-euc", f"set -a; {script}; env -0"],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stderr == ""
+    pairs = (line.partition("=") for line in run.stdout.split("\0"))
+    return {name: value for name, _, value in pairs if name.startswith(PREFIX)}
+
+
+@pytest.fixture
+def example() -> dict[str, str]:
+    return sourced(". ./.env.example")
+
+
+@pytest.fixture
+def commented(tmp_path) -> dict[str, str]:
+    """The same file with every commented variable in force."""
+    path = tmp_path / "all.env"
+    path.write_text(re.sub(rf"^# (?={PREFIX})", "", EXAMPLE.read_text("utf-8"), flags=re.MULTILINE), "utf-8")
+    return sourced(f". {path}")
+
+
+# --- .env.example -------------------------------------------------------------------------------------------
+
+
+def test_the_example_names_every_variable_once():
+    named = re.findall(rf"^(?:# )?({PREFIX}\w+)=", EXAMPLE.read_text("utf-8"), re.MULTILINE)
+    assert sorted(named) == sorted(VARIABLES)
+
+
+def test_the_example_sets_what_is_required(example):
+    assert set(example) >= REQUIRED
+
+
+def test_the_example_is_valid_in_development(environment, example):
+    environment.set(example)
+    assert Settings.from_environment().environment == "development"
+
+
+def test_production_refuses_the_example(environment, example):
+    environment.set(example | {"BFF_ENVIRONMENT": "production"})
+    with pytest.raises(SettingsError) as refused:
+        Settings.from_environment()
+    refused_variables = {re.split(r"[:\[]", fault)[0] for fault in refused.value.faults}
+    assert refused_variables == {
+        "BFF_CERT__CLIENT_ID",
+        "BFF_CERT__CLIENT_SECRET",
+        "BFF_VAULT__HASH_KEY",
+        "BFF_VAULT__KEYS",
+    }
+    assert not any(value in str(refused.value) for name, value in example.items() if name in SECRET)
+
+
+def test_the_commented_lines_are_valid_too(environment, commented):
+    environment.set(commented)
+    Settings.from_environment()
+
+
+def test_the_commented_lines_show_the_defaults(environment, example, commented):
+    shown = {name for name in set(commented) - set(example) if DEFAULTS[name] is not None}
+    environment.set({name: value for name, value in commented.items() if name in shown | REQUIRED})
+    in_force = Settings.from_environment()
+    environment.set({name: value for name, value in commented.items() if name in REQUIRED})
+    assert in_force == Settings.from_environment()
+
+
+# --- The settings tables ------------------------------------------------------------------------------------
+
+
+def test_the_settings_table_lists_every_variable_once(text):
+    assert [code(row[0]) for row in rows(text, rf"{PREFIX}\w+")] == list(VARIABLES)
+
+
+def test_the_settings_table_marks_what_is_required(readme, text):
+    word = READMES[readme][0]
+    assert {code(row[0]) for row in rows(text, rf"{PREFIX}\w+") if row[1] == f"**{word}**"} == REQUIRED
+
+
+def test_the_settings_table_has_the_right_defaults(environment, example, text):
+    stated = {code(row[0]): row[1] for row in rows(text, rf"{PREFIX}\w+") if code(row[0]) in DEFAULTS}
+    assert {name for name, cell in stated.items() if cell == "—"} == {
+        name for name, default in DEFAULTS.items() if default is None
+    }
+    required = {name: value for name, value in example.items() if name in REQUIRED}
+    environment.set(required)
+    defaults = Settings.from_environment()
+    environment.set(required | {name: code(cell) for name, cell in stated.items() if cell != "—"})
+    assert Settings.from_environment() == defaults
+
+
+def test_variables_in_the_prose_exist():
+    mentioned = {
+        name
+        for document in DOCUMENTS
+        for name in re.findall(rf"{PREFIX}[A-Z0-9]+(?:_+[A-Z0-9]+)*", document.read_text("utf-8"))
+    }
+    assert mentioned <= set(VARIABLES)
+
+
+# --- Problem codes ------------------------------------------------------------------------------------------
+
+
+def test_the_codes_are_frozen():
+    assert {error.code: error.status for error in errors()} == CODES
+
+
+def test_no_two_errors_share_a_code():
+    codes = [error.code for error in errors()]
+    assert sorted(codes) == sorted(set(codes))
+
+
+def test_the_problem_table_lists_every_code_once(readme, text):
+    _, no, yes = READMES[readme]
+    table = [(code(row[0]), row[1], row[2]) for row in rows(text, "[a-z_]+") if row[1].isdigit()]
+    assert sorted(table) == sorted(
+        (error.code, str(error.status), yes if error.retryable else no) for error in errors()
+    )
+
+
+# --- Routes -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def openapi(environment, example) -> dict[str, Any]:
+    environment.set(example)
+    return create_app(Settings.from_environment()).openapi()
+
+
+def test_the_routes_are_those_of_the_openapi_document(openapi, text):
+    served = {f"{method.upper()} {path}" for path, item in openapi["paths"].items() for method in item}
+    listed = [code(row[0]) for row in rows(text, "(?:GET|POST|PUT|PATCH|DELETE) /[^`]*")]
+    assert sorted(listed) == sorted(served)
+
+
+def test_every_scope_is_named(text):
+    assert {scope for scope in Scope if f"`{scope}`" not in text} == set()
+
+
+# --- The documents themselves -------------------------------------------------------------------------------
+
+
+def without_code(markdown: str) -> str:
+    return re.sub(r"^```.*?^```", "", markdown, flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(document: Path) -> set[str]:
+    """Those that GitHub gives to headings."""
+    headings = re.findall(r"^#+ (.+)$", without_code(document.read_text("utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_relative_links_lead_somewhere(document):
+    for link in re.findall(r"\]\(([^)\s]+)\)", without_code(document.read_text("utf-8"))):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = unquote(link).partition("#")
+        target = document.parent / path if path else document
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_both_readmes_have_the_same_shape():
+    def shape(name: str) -> list[str]:
+        lines = (ROOT / name).read_text("utf-8").splitlines()
+        return [match[0] for line in lines if (match := re.match(r"#+ |```\w*|\| `[^`]+` \||\* ", line))]
+
+    assert shape("README.md") == shape("README.en.md")
+
+
+def test_decisions_are_numbered_without_gaps():
+    numbers = sorted(int(path.name[:4]) for path in ROOT.glob("docs/decisions/*.md"))
+    assert numbers == list(range(1, len(numbers) + 1))

@@ -1,0 +1,176 @@
+"""Every fault is found, explained in words, and comes with something to do; secrets stay out of it."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import trustme
+
+from app.doctor import Finding, examine
+from app.resources import open_resources, utc_now
+from tests.conftest import HASH_KEY, settings_for
+from tests.hosts import Host, answering, tls_of
+from tests.scenarios import Bff
+from tests.servers import free_port
+from tests.test_health import with_urls
+
+TOKEN = b'{"access_token":"t0k3n","token_type":"Bearer","expires_in":3600}'
+
+
+async def findings(settings, *, clock=utc_now) -> list[Finding]:
+    async with open_resources(settings, clock=clock) as resources:
+        found = [finding async for finding in examine(resources)]
+    shown = " ".join(finding.check + finding.what + finding.fix for finding in found)
+    for secret in (settings.cert.client_secret.get_secret_value(), HASH_KEY, "pa55word", "t0k3n", "eyJ"):
+        assert secret not in shown
+    return found
+
+
+async def faults(settings, **how) -> dict[str, Finding]:
+    """By check; each with something to do about it."""
+    found = [finding for finding in await findings(settings, **how) if finding.is_fault]
+    assert all(finding.what and finding.fix for finding in found)
+    return {finding.check: finding for finding in found}
+
+
+def with_cert(settings, **changes):
+    group = type(settings.cert).model_validate(settings.cert.model_dump() | changes)
+    return settings.model_copy(update={"cert": group})
+
+
+@pytest.fixture
+def one(embedded, sandbox):
+    return settings_for(embedded, sandbox)
+
+
+async def test_a_healthy_service_has_no_faults(settings, sandbox, backend):
+    found = await findings(settings)
+    assert [finding.check for finding in found if finding.is_fault] == []
+    port = sandbox.toss_url.rpartition(":")[2]
+    assert [finding.check for finding in found] == [
+        "settings",
+        "database",
+        "redis",
+        "token endpoint",
+        f"TLS to 127.0.0.1:{port}",
+        "clock",
+    ]
+    assert "TLSv1.3" in found[4].what
+    assert ("not configured" in found[2].what) == (backend.name == "embedded")
+    # It asks Toss for a token and for nothing else.
+    assert {record.call.value for record in sandbox.state.calls()} == {"token"}
+
+
+async def test_an_authority_that_is_not_trusted_is_explained(one, tmp_path):
+    trustme.CA().cert_pem.write_to_path(str(tmp_path / "other.pem"))
+    found = await faults(with_cert(one, ca_file=str(tmp_path / "other.pem")))
+    assert len(found) == 2
+    for finding in found.values():
+        assert "TLS failed" in finding.what
+        assert "BFF_CERT__CA_FILE" in finding.fix
+
+
+async def test_wrong_credentials_are_explained(one):
+    found = await faults(with_cert(one, client_secret="wrong"))
+    assert list(found) == ["token endpoint"]
+    assert "invalid_client" in found["token endpoint"].what
+    assert "BFF_CERT__CLIENT_ID" in found["token endpoint"].fix
+
+
+async def test_a_scope_that_toss_does_not_know_is_explained(one):
+    found = await faults(with_cert(one, scope="nonsense"))
+    assert list(found) == ["token endpoint"]
+    assert "BFF_CERT__SCOPE" in found["token endpoint"].fix
+
+
+async def test_a_host_that_cannot_be_reached_is_explained(one):
+    nobody = f"https://127.0.0.1:{free_port()}"
+    found = await faults(with_cert(one, token_url=f"{nobody}/token", api_url=nobody))
+    assert len(found) == 2
+    for finding in found.values():
+        assert finding.what.startswith("no connection")
+        assert "117.52.3.222" in finding.fix
+
+
+async def test_somebody_elses_answer_is_explained(one, sandbox):
+    found = await faults(with_cert(one, token_url=f"{sandbox.toss_url}/no-token-here"))
+    assert list(found) == ["token endpoint"]
+    assert "BFF_CERT__TOKEN_URL" in found["token endpoint"].fix
+
+
+async def test_a_lost_answer_is_explained(one, sandbox):
+    sandbox.state.order_fault("token", "reset_after")
+    found = await faults(one)
+    assert list(found) == ["token endpoint"]
+    assert found["token endpoint"].what.startswith("no answer")
+
+
+async def test_a_database_without_tables_is_explained(one, tmp_path):
+    found = await faults(with_urls(one, database=f"sqlite+aiosqlite:///{tmp_path}/new.db"))
+    assert list(found) == ["database"]
+    assert found["database"].fix == "Run: python -m app migrate"
+
+
+async def test_a_database_that_is_away_is_explained(one):
+    url = f"postgresql+asyncpg://bff:pa55word@127.0.0.1:{free_port()}/bff"
+    found = await faults(with_urls(one, database=url))
+    assert list(found) == ["database"]
+    assert "BFF_DATABASE__URL" in found["database"].fix
+
+
+async def test_a_redis_that_is_away_is_explained(one):
+    found = await faults(with_urls(one, redis=f"redis://:pa55word@127.0.0.1:{free_port()}"))
+    assert list(found) == ["redis"]
+    assert "BFF_REDIS__URL" in found["redis"].fix
+
+
+@pytest.mark.parametrize("seconds", [-3600, -40, 40, 3600])
+async def test_a_clock_that_is_wrong_is_found(one, seconds):
+    found = await faults(one, clock=lambda: datetime.now(UTC) + timedelta(seconds=seconds))
+    assert list(found) == ["clock"]
+    assert "NTP" in found["clock"].fix
+
+
+@pytest.mark.parametrize("seconds", [-20, 0, 20])
+async def test_a_clock_that_is_a_little_off_is_no_fault(one, seconds):
+    assert await faults(one, clock=lambda: datetime.now(UTC) + timedelta(seconds=seconds)) == {}
+
+
+async def test_a_vault_key_that_stored_values_need_is_missed(settings, sandbox):
+    async with Bff.running(settings, sandbox) as bff:
+        await bff.result(await bff.completed())
+    group = type(settings.vault).model_validate(
+        {"keys": {"k2": HASH_KEY}, "active_key": "k2", "hash_key": HASH_KEY}
+    )
+    found = await faults(settings.model_copy(update={"vault": group}))
+    assert list(found) == ["vault"]
+    assert "k1" in found["vault"].what
+    assert "reseal" in found["vault"].fix
+
+
+@pytest.mark.parametrize(("days", "is_fault"), [(29, True), (31, False)])
+async def test_a_certificate_of_the_other_side_that_ends_soon_is_found(one, tmp_path, days, is_fault):
+    ca = trustme.CA()
+    ca.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    tls = tls_of(ca, not_after=datetime.now(UTC) + timedelta(days=days, hours=1))
+    async with Host.running(answering(TOKEN), tls=tls) as host:
+        url = host.url.removesuffix("/call")
+        changed = with_cert(one, ca_file=str(tmp_path / "ca.pem"), token_url=f"{url}/token", api_url=url)
+        found = await faults(changed)
+    assert ([check.partition(" ")[0] for check in found] == ["TLS"]) is is_fault
+    assert bool(found) is is_fault
+
+
+async def test_several_faults_are_all_found_at_once(one):
+    url = f"postgresql+asyncpg://bff:pa55word@127.0.0.1:{free_port()}/bff"
+    broken = with_urls(
+        with_cert(one, client_secret="wrong"), database=url, redis=f"redis://127.0.0.1:{free_port()}"
+    )
+    assert set(await faults(broken)) == {"database", "redis", "token endpoint"}
+
+
+async def test_a_host_that_serves_both_addresses_is_looked_at_once(one):
+    async with Host.running(answering(TOKEN)) as host:
+        url = host.url.removesuffix("/call")
+        await findings(with_cert(one, token_url=f"{url}/token", api_url=f"{url}/toss"))
+    heads = [request.split()[1] for request in host.requests if request.startswith(b"HEAD")]
+    assert heads == [b"/"]

