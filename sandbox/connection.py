@@ -2,9 +2,12 @@
 
 import asyncio
 import socket
+import ssl
 import struct
 from collections.abc import Awaitable
-from typing import NoReturn
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, NoReturn
 
 from starlette.requests import Request
 from typing_extensions import override
@@ -57,3 +60,20 @@ async def while_connected(request: Request, wanted: Awaitable[None]) -> None:
 async def _disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+@dataclass(frozen=True)
+class PeerCertificate:
+    common_name: str
+    serial: int
+    not_after: datetime
+
+
+def peer_certificate(request: Request) -> PeerCertificate | None:
+    """The client certificate of this connection, which the handshake has verified. None: there is none."""
+    shown: dict[str, Any] | None = request.state.transport.get_extra_info("peercert")
+    if not shown:
+        return None
+    subject = dict(part for parts in shown["subject"] for part in parts)
+    not_after = datetime.fromtimestamp(ssl.cert_time_to_seconds(shown["notAfter"]), UTC)
+    return PeerCertificate(subject.get("commonName", ""), int(shown["serialNumber"], 16), not_after)

@@ -1,17 +1,19 @@
 """The hand that plays the user, moves the clock and orders faults; and the page for a person to do it on."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from sandbox.client_certificates import ClientCertificate
+from sandbox.device import DeviceFace
 from sandbox.faults import CallName, FaultOrder
-from sandbox.state import NotPossible, SandboxState
+from sandbox.orders import read, with_problems
+from sandbox.state import SandboxState
 from sandbox.switches import Switches, WireModel
 
 _PAGE = Path(__file__).with_name("page.html")
@@ -20,9 +22,6 @@ _PAGE_HEADERS = {
     "connect-src *; img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
     "Cache-Control": "no-store",
 }
-
-Model = TypeVar("Model", bound=BaseModel)
-Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Advance(WireModel):
@@ -43,8 +42,11 @@ class Release(WireModel):
 
 
 class ControlFace:
-    def __init__(self, *, state: SandboxState, config: dict[str, str]) -> None:
+    def __init__(
+        self, *, state: SandboxState, issue: Callable[..., ClientCertificate], config: dict[str, str]
+    ) -> None:
         self._state = state
+        self._device = DeviceFace(state=state, issue=issue)
         self._config = config
 
     def app(self) -> Starlette:
@@ -54,6 +56,7 @@ class ControlFace:
             Route("/control/state", self._show_state),
             Route("/control/personas", self._show_personas),
         ]
+        routes += [Route(f"/control/{path}", handler) for path, handler in self._device.questions()]
         for path, handler in (
             ("reset", self._reset),
             ("clock", self._move_clock),
@@ -65,8 +68,9 @@ class ControlFace:
             ("transactions/{tx_id}/expire", self._expire),
             ("clients", self._add_client),
             ("tokens/revoke", self._revoke_tokens),
+            *self._device.orders(),
         ):
-            routes.append(Route(f"/control/{path}", _with_problems(handler), methods=["POST"]))
+            routes.append(Route(f"/control/{path}", with_problems(handler), methods=["POST"]))
         return Starlette(routes=routes)
 
     async def _page(self, _request: Request) -> Response:
@@ -91,21 +95,21 @@ class ControlFace:
         return self._done()
 
     async def _move_clock(self, request: Request) -> Response:
-        self._state.clock.advance((await _read(request, Advance)).advance_seconds)
+        self._state.clock.advance((await read(request, Advance)).advance_seconds)
         return self._done()
 
     async def _set_switches(self, request: Request) -> Response:
-        changes = await _read(request, Switches)
+        changes = await read(request, Switches)
         self._state.set_switches(**changes.model_dump(exclude_unset=True))
         return self._done()
 
     async def _order_fault(self, request: Request) -> Response:
-        order = await _read(request, FaultOrder)
+        order = await read(request, FaultOrder)
         self._state.order_fault(**order.model_dump())
         return self._done()
 
     async def _release(self, request: Request) -> Response:
-        self._state.release((await _read(request, Release)).call)
+        self._state.release((await read(request, Release)).call)
         return self._done()
 
     async def _open(self, request: Request) -> Response:
@@ -113,7 +117,7 @@ class ControlFace:
         return self._done()
 
     async def _approve(self, request: Request) -> Response:
-        self._state.approve(request.path_params["tx_id"], (await _read(request, Approval)).persona)
+        self._state.approve(request.path_params["tx_id"], (await read(request, Approval)).persona)
         return self._done()
 
     async def _expire(self, request: Request) -> Response:
@@ -121,7 +125,7 @@ class ControlFace:
         return self._done()
 
     async def _add_client(self, request: Request) -> Response:
-        client = await _read(request, NewClient)
+        client = await read(request, NewClient)
         self._state.add_client(client.client_id, client.client_secret)
         return self._done()
 
@@ -131,20 +135,3 @@ class ControlFace:
 
     def _done(self) -> Response:
         return JSONResponse(self._state.snapshot())
-
-
-async def _read(request: Request, model: type[Model]) -> Model:
-    return model.model_validate_json(await request.body() or b"{}")
-
-
-def _with_problems(handler: Handler) -> Handler:
-    async def answer(request: Request) -> Response:
-        try:
-            return await handler(request)
-        except NotPossible as error:
-            return JSONResponse({"detail": str(error)}, status_code=409)
-        except ValidationError as error:
-            details: list[Any] = error.errors(include_url=False, include_context=False, include_input=False)
-            return JSONResponse({"detail": "the order cannot be read", "errors": details}, status_code=422)
-
-    return answer

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +86,13 @@ def open_session(session_key: str, private_key: rsa.RSAPrivateKey) -> Session:
     if len(key) != _KEY_BYTES or len(iv) != _IV_BYTES:
         raise CannotOpen("the session needs a key of 32 bytes and an IV of 12")
     return Session(version, session_id, key, iv)
+
+
+def seal_login_field(text: str, *, key: str, aad: str, iv: bytes | None = None) -> str:
+    """A field of login-me: Base64 of IV, ciphertext and tag (reference of Apps in Toss, 6.5). `key` is Base64."""
+    nonce = iv or os.urandom(_IV_BYTES)
+    sealed = AESGCM(base64.b64decode(key, validate=True)).encrypt(nonce, text.encode(), aad.encode())
+    return base64.b64encode(nonce + sealed).decode()
 
 
 def strict_base64(text: str) -> bytes:

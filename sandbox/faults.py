@@ -4,8 +4,9 @@ import threading
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sandbox.switches import WireModel
 
@@ -15,6 +16,18 @@ class CallName(StrEnum):
     REQUEST = "request"
     STATUS = "status"
     RESULT = "result"
+    # The partner API (reference of Apps in Toss, 6 and 7).
+    LOGIN_EXCHANGE = "login_exchange"
+    LOGIN_REFRESH = "login_refresh"
+    LOGIN_ME = "login_me"
+    UNLINK_TOKEN = "unlink_token"  # noqa: S105
+    UNLINK_USER = "unlink_user"
+    ANON_VERIFY = "anon_verify"
+
+    @property
+    def is_partner(self) -> bool:
+        """At the partner API, behind a client certificate; the others are of Toss Cert."""
+        return self not in (CallName.TOKEN, CallName.REQUEST, CallName.STATUS, CallName.RESULT)
 
 
 class FaultKind(StrEnum):
@@ -41,6 +54,9 @@ class FaultKind(StrEnum):
     WRONG_SESSION_ID = "wrong_session_id"
     WRONG_VERSION = "wrong_version"
     BAD_SIGNATURE = "bad_signature"
+    WRONG_TYPE = "wrong_type"
+    WRONG_AAD = "wrong_aad"
+    WRONG_KEY = "wrong_key"
 
 
 class SignatureVariant(StrEnum):
@@ -53,9 +69,24 @@ class SignatureVariant(StrEnum):
     FOREIGN_CA = "foreign_ca"
 
 
+class ResultType(StrEnum):
+    """What a failure may say it is; all but FAIL tell of Toss's own upstream call (reference 3.1)."""
+
+    FAIL = "FAIL"
+    HTTP_TIMEOUT = "HTTP_TIMEOUT"
+    NETWORK_ERROR = "NETWORK_ERROR"
+    EXECUTION_FAIL = "EXECUTION_FAIL"
+    INTERRUPTED = "INTERRUPTED"
+    INTERNAL_ERROR = "INTERNAL_ERROR"
+
+
 _BEFORE = {FaultKind.SLOW, FaultKind.RESET_BEFORE, FaultKind.HOLD_BEFORE, FaultKind.TOKEN_REJECTED}
 _INSTEAD = {FaultKind.FAIL, FaultKind.FAIL_200, FaultKind.OAUTH_ERROR, FaultKind.HTML_502}
 _ANY_ANSWER = {FaultKind.RESET_AFTER, FaultKind.HOLD, FaultKind.TRUNCATED_JSON}
+_CERT_ONLY = {FaultKind.WRONG_TX, FaultKind.WRONG_SESSION_ID, FaultKind.WRONG_VERSION, FaultKind.BAD_SIGNATURE}
+_PARTNER_ONLY = {FaultKind.WRONG_TYPE, FaultKind.WRONG_AAD, FaultKind.WRONG_KEY}
+_LOGIN_ME_ONLY = {FaultKind.DAMAGED_TAG, FaultKind.WRONG_AAD, FaultKind.WRONG_KEY}
+"""Of the partner API, only this call answers with encrypted fields."""
 
 
 class FaultOrder(WireModel):
@@ -68,17 +99,33 @@ class FaultOrder(WireModel):
     """Seconds to wait first; with any kind."""
     after_effect: bool = False
     """For fail, fail_200, oauth_error and html_502: lose the answer of a call that took effect."""
-    code: str = "CE0001"
-    """For fail and fail_200; CE0001 is a system error (reference 7)."""
+    code: str | None = None
+    """For fail and fail_200; else the face's system error: CE0001 or INTERNAL_ERROR."""
+    result_type: ResultType = ResultType.FAIL
+    """For fail and fail_200 of the partner API."""
+    retry_after_seconds: int | None = None
+    """For fail and fail_200 of the partner API, with code 4095."""
     http_status: int | None = None
     """For fail and oauth_error."""
-    error: str = "server_error"
-    """For oauth_error."""
+    error: str | None = None
+    """For oauth_error; else server_error, or invalid_grant at the partner API."""
     field: str | None = None
-    """For missing_field; for damaged_tag, wrong_session_id and wrong_version, which else mean all fields."""
+    """For missing_field and wrong_type; for damaged_tag, wrong_session_id, wrong_version, wrong_aad and wrong_key,
+    which else mean all fields."""
     variant: SignatureVariant = SignatureVariant.CONTENT_CHANGED
     size: int = Field(default=8 * 1024 * 1024, ge=1)
     """Bytes of padding, for big_body."""
+
+    @model_validator(mode="after")
+    def _has_a_meaning(self) -> Self:
+        """An order that no call could ever spend is a mistake of the test that gives it."""
+        foreign = _CERT_ONLY if self.call.is_partner else _PARTNER_ONLY
+        without_fields = self.call.is_partner and self.call is not CallName.LOGIN_ME
+        if self.kind in foreign or (without_fields and self.kind in _LOGIN_ME_ONLY):
+            raise ValueError(f"{self.kind} has no meaning for {self.call}")
+        if self.call.is_partner and self.tx_id is not None:
+            raise ValueError(f"txId has no meaning for {self.call}")
+        return self
 
     @property
     def acts_before(self) -> bool:

@@ -1,4 +1,4 @@
-"""The people who can approve a verification. All of them are made up."""
+"""The people who can approve a verification and log in. All of them are made up."""
 
 import base64
 import hashlib
@@ -16,6 +16,9 @@ class Persona:
     age_group: str
     ci: str
     di: str
+    phone: str
+    email: str | None
+    """None: this user never gave one."""
     uid: str
     """The 24 digits of the certificate's subject (reference 6)."""
 
@@ -34,6 +37,8 @@ def personas() -> dict[str, Persona]:
             age_group="ADULT",
             ci=_linking_text("ci test_person", prefix="CI0110000000001"),
             di=_linking_text("di test_person", prefix="DI0110000000001"),
+            phone="01098760001",
+            email="test.person@sandbox.invalid",
             uid="700200000000000000000001",
         ),
         Persona(
@@ -46,6 +51,8 @@ def personas() -> dict[str, Persona]:
             age_group="ADULT",
             ci=_linking_text("ci man"),
             di=_linking_text("di man"),
+            phone="01098760002",
+            email="haram@sandbox.invalid",
             uid="700200000000000000000002",
         ),
         Persona(
@@ -58,6 +65,8 @@ def personas() -> dict[str, Persona]:
             age_group="MINOR",
             ci=_linking_text("ci minor"),
             di=_linking_text("di minor"),
+            phone="01098760003",
+            email=None,
             uid="700200000000000000000003",
         ),
         Persona(
@@ -70,6 +79,8 @@ def personas() -> dict[str, Persona]:
             age_group="ADULT",
             ci=_linking_text("ci foreigner"),
             di=_linking_text("di foreigner"),
+            phone="01098760004",
+            email="emma@sandbox.invalid",
             uid="700200000000000000000004",
         ),
     )

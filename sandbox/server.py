@@ -1,4 +1,4 @@
-"""Both faces of the sandbox on loopback, in one background thread with its own event loop."""
+"""The three faces of the sandbox on loopback, in one background thread with its own event loop."""
 
 import asyncio
 import socket
@@ -6,6 +6,7 @@ import ssl
 import threading
 from concurrent.futures import Future
 from contextlib import ExitStack
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -17,12 +18,23 @@ from typing_extensions import override
 from uvicorn import Config, Server
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from sandbox.certificates import server_tls
+from sandbox.certificates import ServerTls
+from sandbox.client_certificates import (
+    LIFE_DAYS,
+    ClientAuthority,
+    ClientCertificate,
+    DemandingTls,
+    Demands,
+    KeyType,
+)
 from sandbox.connection import Protocol
 from sandbox.control import ControlFace
 from sandbox.crypto import kept_rsa_key, public_key_text, rsa_key_from_text
+from sandbox.miniapps import DEFAULT_APP
+from sandbox.partner import PartnerFace
 from sandbox.signature import SigningAuthority
 from sandbox.state import TEST_CLIENT_ID, TEST_CLIENT_SECRET, SandboxState
+from sandbox.switches import MissingCertificate
 from sandbox.toss import TossFace
 
 _HOST = "127.0.0.1"
@@ -32,6 +44,7 @@ _START_SECONDS = 10.0
 class SandboxServer:
     """Keys and certificates are kept in `folder` and made on first use.
 
+    `app_name` is the mini-app whose decryption key and AAD this object shows; there may be more.
     `session_key` (PKCS#8, DER, Base64) saves making the RSA-4096 key. Port 0 means any free one.
     """
 
@@ -45,13 +58,18 @@ class SandboxServer:
         session_key: str | None = None,
         toss_port: int = 0,
         control_port: int = 0,
+        partner_port: int = 0,
+        app_name: str = DEFAULT_APP,
         bff_url: str = "http://127.0.0.1:8000",
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.state = SandboxState()
         self._folder = folder
         self._given_session_key = session_key
-        self._ports = (toss_port, control_port)
+        self._ports = (toss_port, partner_port, control_port)
+        self.app_name = app_name
+        self._client_authority = ClientAuthority(folder)
+        self.client_ca_file = self._client_authority.ca_file
         self._bff_url = bff_url
         self._sockets = ExitStack()
 
@@ -72,10 +90,12 @@ class SandboxServer:
         signing = SigningAuthority(self._folder)
         self.signature_ca_files = signing.ca_files
         self.public_key = public_key_text(self._session_key)
-        self.ca_file, tls = server_tls(self._folder)
-        toss_socket, control_socket = (self._listening(port) for port in self._ports)
+        tls = ServerTls(self._folder)
+        self.ca_file = tls.ca_file
+        bound = toss_socket, partner_socket, control_socket = [self._listening(port) for port in self._ports]
         self.toss_url = f"https://{_HOST}:{toss_socket.getsockname()[1]}"
         self.token_url = f"{self.toss_url}/token"
+        self.partner_url = f"https://{_HOST}:{partner_socket.getsockname()[1]}"
         self.control_url = f"http://{_HOST}:{control_socket.getsockname()[1]}"
         toss = TossFace(
             state=self.state,
@@ -83,14 +103,27 @@ class SandboxServer:
             token_key=lambda: self._token_key,
             signing=signing,
         )
+        partner = PartnerFace(state=self.state, token_key=lambda: self._token_key)
         control = ControlFace(
             state=self.state,
-            config={"bffUrl": self._bff_url, "tossUrl": self.toss_url, "controlUrl": self.control_url},
+            issue=self.issue_client_certificate,
+            config={
+                "bffUrl": self._bff_url,
+                "tossUrl": self.toss_url,
+                "partnerUrl": self.partner_url,
+                "controlUrl": self.control_url,
+                "appName": self.app_name,
+            },
         )
-        self._servers = [_server(toss.app(), tls), _server(control.app(), None)]
+        partner_tls = DemandingTls.of(self._client_authority, tls.context, self._demands)
+        self._servers = [
+            _server(toss.app(), tls.context()),
+            _server(partner.app(), partner_tls),
+            _server(control.app(), None),
+        ]
         started: Future[None] = Future()
         self._thread = threading.Thread(
-            target=lambda: asyncio.run(self._run([toss_socket, control_socket], started)),
+            target=lambda: asyncio.run(self._run(bound, started)),
             name="sandbox",
             daemon=True,
         )
@@ -102,6 +135,46 @@ class SandboxServer:
         self._loop.call_soon_threadsafe(self._shut)
         self._thread.join()
         self._sockets.close()
+
+    @property
+    def decryption_key(self) -> str:
+        """Base64, as it comes by e-mail (reference of Apps in Toss, 6.5)."""
+        return self.state.mini_apps.app(self.app_name).decryption_key
+
+    @property
+    def second_decryption_key(self) -> str:
+        """In use when `decryption_key` is switched to `second`."""
+        return self.state.mini_apps.app(self.app_name).second_decryption_key
+
+    @property
+    def aad(self) -> str:
+        return self.state.mini_apps.app(self.app_name).aad
+
+    def issue_client_certificate(
+        self,
+        app_name: str | None = None,
+        *,
+        days: float = LIFE_DAYS,
+        days_left: float | None = None,
+        not_before: datetime | None = None,
+        key_type: KeyType | str = KeyType.RSA,
+    ) -> ClientCertificate:
+        """See `ClientAuthority.issue`; without a name, for this object's mini-app."""
+        return self._client_authority.issue(
+            app_name or self.app_name, days=days, days_left=days_left, not_before=not_before, key_type=key_type
+        )
+
+    def revoke(self, serial: int) -> None:
+        """At once, on kept connections too."""
+        self.state.mini_apps.revoke(serial)
+
+    def _demands(self) -> Demands:
+        switches = self.state.switches
+        return Demands(
+            certificate=switches.missing_certificate is MissingCertificate.HANDSHAKE,
+            revoked=self.state.mini_apps.revoked,
+            tls_1_3=switches.tls_1_3,
+        )
 
     async def _run(self, sockets: list[socket.socket], started: Future[None]) -> None:
         self._loop = asyncio.get_running_loop()

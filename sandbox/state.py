@@ -9,10 +9,14 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+from sandbox.budget import Budget
+from sandbox.callbacks import Callbacks, Delivery
 from sandbox.clock import Clock, korean_time
 from sandbox.crypto import Session
 from sandbox.faults import CallName, FaultKind, FaultOrder, FaultQueue, Hold
+from sandbox.miniapps import DEFAULT_APP, MiniApps, UnlinkReferrer
 from sandbox.personas import Persona, personas
+from sandbox.shared import NotPossible, changing
 from sandbox.switches import Situation, Switches
 
 # The credentials of the test environment, published by Toss (reference 2).
@@ -39,10 +43,6 @@ class Refused(Exception):
         super().__init__(note)
         self.situation = situation
         self.note = note
-
-
-class NotPossible(Exception):
-    """The person at the control API asked for something that the state does not allow."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,9 @@ class CallRecord:
     note: str = ""
     """Why it was refused."""
     fault: FaultKind | None = None
+    app_name: str | None = None
+    """Of the client certificate, at the partner API."""
+    user_key: int | None = None
 
 
 class SandboxState:
@@ -112,6 +115,9 @@ class SandboxState:
         self.personas = personas()
         self._changed = threading.Condition(threading.RLock())
         self._clear()
+        self.mini_apps = MiniApps(self.clock, self._changed, lambda: self.switches)
+        self.budget = Budget(self.clock, self._changed)
+        self.callbacks = Callbacks(self.clock, self._changed)
 
     def _clear(self) -> None:
         self._switches = Switches()
@@ -127,9 +133,8 @@ class SandboxState:
 
     @contextmanager
     def _change(self) -> Iterator[None]:
-        with self._changed:
+        with changing(self._changed):
             yield
-            self._changed.notify_all()
 
     def reset(self) -> None:
         """As new: no transactions, tokens, faults or log, default switches, real time. Held calls go on."""
@@ -137,6 +142,9 @@ class SandboxState:
         self.clock.reset()
         with self._change():
             self._clear()
+            self.mini_apps.clear()
+            self.budget.clear()
+            self.callbacks.clear()
 
     def wait_until(self, condition: Callable[["SandboxState"], bool], timeout: float = 10.0) -> None:
         """Block until `condition` holds; it is asked again after every change. Raises TimeoutError."""
@@ -282,6 +290,18 @@ class SandboxState:
             transaction.completed_at = self.clock.now()
             transaction.persona = self.personas[key]
 
+    def unlink_by_user(
+        self,
+        user: str,
+        *,
+        app_name: str = DEFAULT_APP,
+        referrer: UnlinkReferrer | str = UnlinkReferrer.UNLINK,
+    ) -> list[Delivery]:
+        """In the Toss app; the mini-app's callback, if one is set up, is told. Raises `NotPossible`."""
+        user_key = self.mini_apps.disconnect(user, app_name=app_name, referrer=referrer)
+        _, made = self.callbacks.announce(user_key, UnlinkReferrer(referrer), app_name=app_name)
+        return made
+
     def expire(self, tx_id: str) -> None:
         with self._change():
             self._pending(tx_id).expires_at = self.clock.now()
@@ -354,8 +374,8 @@ class SandboxState:
     # What was called
 
     @contextmanager
-    def record(self, call: CallName, tx_id: str | None) -> Iterator[CallRecord]:
-        record = CallRecord(call=call, tx_id=tx_id, at=self.clock.now())
+    def record(self, call: CallName, tx_id: str | None, app_name: str | None = None) -> Iterator[CallRecord]:
+        record = CallRecord(call=call, tx_id=tx_id, at=self.clock.now(), app_name=app_name)
         keys = {(call, tx_id), (call, None)}
         with self._change():
             self._log.append(record)
@@ -370,10 +390,12 @@ class SandboxState:
                 for key in keys:
                     counts[key] -= 1
 
-    def settle(self, record: CallRecord, *, answer: str, note: str, tx_id: str | None) -> None:
+    def settle(
+        self, record: CallRecord, *, answer: str, note: str, tx_id: str | None = None, user_key: int | None = None
+    ) -> None:
         """What came of a call; `tx_id` is the one it made, or asked about."""
         with self._change():
-            record.answer, record.note = answer, note
+            record.answer, record.note, record.user_key = answer, note, user_key
             record.tx_id = record.tx_id or tx_id
 
     def calls(self, call: CallName | str | None = None, tx_id: str | None = None) -> list[CallRecord]:
@@ -433,6 +455,8 @@ class SandboxState:
                     {
                         "call": record.call.value,
                         "txId": record.tx_id,
+                        "appName": record.app_name,
+                        "userKey": record.user_key,
                         "at": korean_time(record.at),
                         "answer": record.answer,
                         "note": record.note,
@@ -440,4 +464,6 @@ class SandboxState:
                     }
                     for record in self._log[-200:]
                 ],
+                "miniApps": self.mini_apps.snapshot(),
+                "budget": self.budget.snapshot(),
             }

@@ -28,6 +28,39 @@ class Links(StrEnum):
     ABSENT = "absent"
 
 
+class MissingCertificate(StrEnum):
+    """What a caller of the partner API without a client certificate gets (reference 2.2: undocumented)."""
+
+    HANDSHAKE = "handshake"
+    STATUS_401 = "status_401"
+    HTML_400 = "html_400"
+    """As nginx does it."""
+
+
+class PayloadKey(StrEnum):
+    """Where the partner API's successes hold their payload (reference 3.1)."""
+
+    SUCCESS = "success"
+    RESULT = "result"
+
+
+class RefreshRotation(StrEnum):
+    """What comes of a refresh token that was used (reference 6.3: undocumented)."""
+
+    ROTATE = "rotate"
+    """A new one for another 14 days; the old one ends."""
+    OVERLAP = "overlap"
+    """A new one for another 14 days; the old one lives on."""
+    KEEP = "keep"
+    """The same one again; its 14 days go on."""
+
+
+class DecryptionKey(StrEnum):
+    FIRST = "first"
+    SECOND = "second"
+    """As after a re-issue (reference 6.5)."""
+
+
 class WireModel(BaseModel):
     """camelCase in JSON, snake_case in Python; nothing unknown and nothing converted."""
 
@@ -74,6 +107,48 @@ class Switches(WireModel):
     codes: dict[Situation, str] = Field(default_factory=default_codes)
     fail_statuses: dict[str, int] = Field(default_factory=dict)
     """HTTP status by error code where it differs from 401 for CE1000 and 400 for the rest."""
+
+    # The partner API. References from here on are to the reference of Apps in Toss.
+    missing_certificate: MissingCertificate = MissingCertificate.HANDSHAKE
+    tls_1_3: bool = True
+    """Off: the partner API speaks TLS 1.2 only, where a refused certificate shows during the handshake."""
+    payload_key: PayloadKey = PayloadKey.SUCCESS
+    user_key_as_text: bool = False
+    """4: a number, but some saw text."""
+    numbers_as_text: bool = False
+    """18: expiresIn is text in the table and a number in the samples; retryAfterSeconds goes along."""
+    failure_without_success: bool = False
+    """3.1: `success` is null or absent in a failure."""
+    short_errors: bool = False
+    """3.1: older pages show only errorCode and reason."""
+    invalid_grant_status: int | None = None
+    """3.1: None means 400 for generate-token and 401 for the rest, as the OpenAPI pages list them."""
+    refresh_rotation: RefreshRotation = RefreshRotation.ROTATE
+    refresh_refusal_code: str | None = "4010"
+    """6.3: FAIL with a code that is not named (4010 is inferred); None means a bare invalid_grant."""
+    login_ends_older_tokens: bool = False
+    """19, question 5."""
+    scope_blanks: bool = True
+    """6.4: login-me separates scopes by commas, blanks possible."""
+    agree_terms_spelling: bool = False
+    """6.4: `agreeTerms`, as one community DTO has it."""
+    login_me_extras: bool = False
+    """6.4: policy, certTxId and callingCode, which some saw."""
+    decryption_key: DecryptionKey = DecryptionKey.FIRST
+    wrong_aad_fields: list[str] = Field(default_factory=list)
+    """Fields of login-me that are sealed with another AAD than the mini-app's."""
+    unlink_user_needs_bearer: bool = False
+    """6.6: disputed."""
+    unlink_token_empty: bool = False
+    """6.6: an empty payload instead of userKey."""
+    unlink_unknown_is_success: bool = False
+    """6.6: whether a repeated unlink succeeds is undocumented; a failure is inferred."""
+    anon_success_as_text: bool = False
+    """7: "true" in one version of the documentation, true in another."""
+    anon_failure_status: int = 401
+    """7: 401 in the documentation; 200 was measured."""
+    rate_limit_status: int = 200
+    """3.3: not stated."""
 
     def code(self, situation: Situation) -> str:
         return self.codes.get(situation, default_codes()[situation])

@@ -1,4 +1,4 @@
-"""Access tokens: RS256 JWTs in the shape of Toss's samples (reference 3.1)."""
+"""Access tokens: RS256 JWTs in the shape of Toss's samples (reference 3.1; for Toss login 6.2)."""
 
 import base64
 import json
@@ -9,13 +9,21 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 
-def access_token(*, client_id: str, issued_at: datetime, lifetime: int, key: rsa.RSAPrivateKey) -> str:
+def access_token(
+    *,
+    subject: str,
+    audience: str,
+    scopes: list[str],
+    issued_at: datetime,
+    lifetime: int,
+    key: rsa.RSAPrivateKey,
+) -> str:
     issued = int(issued_at.timestamp())
     claims = {
-        "sub": client_id,
-        "aud": client_id,
+        "sub": subject,
+        "aud": audience,
         "nbf": issued,
-        "scope": ["ca"],
+        "scope": scopes,
         "iss": "https://cert.toss.im",
         "exp": issued + lifetime,
         "iat": issued,

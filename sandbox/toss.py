@@ -1,6 +1,5 @@
 """The face that Toss shows to a partner's server: OAuth and the three calls of 본인확인 (reference 3)."""
 
-import asyncio
 import base64
 import json
 import re
@@ -14,17 +13,18 @@ from urllib.parse import parse_qsl
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 from starlette.applications import Starlette
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, Response
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
+from typing_extensions import override
 
+from sandbox.answering import Answer, Face, body_of, media_type, unsent
 from sandbox.clock import KOREA, korean_time
-from sandbox.connection import ClientGone, reset, sleep, while_connected
 from sandbox.crypto import CannotOpen, Session, open_session
 from sandbox.faults import CallName, FaultKind, FaultOrder
 from sandbox.personas import Persona
 from sandbox.signature import SigningAuthority
-from sandbox.state import CallRecord, Client, Refused, SandboxState, SentPerson, Token, Transaction
+from sandbox.state import Client, Refused, SandboxState, SentPerson, Token, Transaction
 from sandbox.switches import Links, Situation
 from sandbox.tokens import access_token
 
@@ -60,11 +60,7 @@ _FIELDS = {
 
 
 @dataclass(kw_only=True)
-class Answer:
-    status: int
-    body: dict[str, Any]
-    outcome: str = "SUCCESS"
-    note: str = ""
+class CertAnswer(Answer):
     success: dict[str, Any] = field(default_factory=dict)
     """The part that holds the fields; the body itself for a token. Empty for a refusal."""
     session: Session | None = None
@@ -80,7 +76,7 @@ class OAuthRefused(Exception):
         self.note = note
 
 
-class TossFace:
+class TossFace(Face[CertAnswer]):
     def __init__(
         self,
         *,
@@ -89,7 +85,7 @@ class TossFace:
         token_key: Callable[[], rsa.RSAPrivateKey],
         signing: SigningAuthority,
     ) -> None:
-        self._state = state
+        super().__init__(state)
         self._session_key = session_key
         self._token_key = token_key
         self._signing = signing
@@ -106,97 +102,32 @@ class TossFace:
                 routes.append(Route(f"{path}/{call}", endpoint, methods=["POST"]))
         return Starlette(routes=routes)
 
-    # One call, with whatever faults were ordered for it
-
     async def _serve(
-        self, call: CallName, effect: Callable[[Request, bytes], Answer], request: Request
+        self, call: CallName, effect: Callable[[Request, bytes], CertAnswer], request: Request
     ) -> Response:
         sibling = call is not CallName.TOKEN and not request.url.path.startswith(f"{_PATH}/")
         if sibling and not self._state.switches.sibling_paths:
             return Response(status_code=404)
-        try:
-            body = await request.body()
-        except ClientDisconnect:
-            return _unsent()
-        try:
-            with self._state.record(call, _tx_id_in(body)) as record:
-                return await self._answer(request, record, partial(effect, request, body))
-        except ClientGone:
-            return _unsent()
+        body = await body_of(request)
+        if body is None:
+            return unsent()
+        return await self._taken(request, call, partial(effect, request, body), tx_id=_tx_id_in(body))
 
-    async def _answer(self, request: Request, record: CallRecord, effect: Callable[[], Answer]) -> Response:
-        before = self._state.fault_before(record)
-        response = await self._misbehave_before(request, record, before) if before is not None else None
-        if response is not None:
-            return response
-        answer = effect()
-        made = answer.success.get("txId")
-        self._state.settle(record, answer=answer.outcome, note=answer.note, tx_id=made)
-        after = self._state.fault_after(record, success=bool(answer.success))
-        if after is None:
-            return _json(answer.status, answer.body)
-        return await self._misbehave_after(request, record, after, answer)
+    @override
+    def _token_rejected(self, call: CallName) -> CertAnswer:
+        return self._refusal(Refused(Situation.BAD_TOKEN, "ordered"))
 
-    async def _misbehave_before(self, request: Request, record: CallRecord, order: FaultOrder) -> Response | None:
-        """None: the call goes on and takes effect. Raises `ClientGone`."""
-        await sleep(request, order.delay)
-        response: Response | None = None
-        match order.kind:
-            case FaultKind.SLOW:
-                pass
-            case FaultKind.HOLD_BEFORE:
-                await self._keep_waiting(request, record)
-            case FaultKind.RESET_BEFORE:
-                await reset(request)
-            case FaultKind.TOKEN_REJECTED:
-                answer = self._refusal(Refused(Situation.BAD_TOKEN, "ordered"))
-                response = _json(answer.status, answer.body)
-            case _:
-                response = self._instead(order)
-        return response
+    @override
+    def _ordered_failure(self, order: FaultOrder) -> tuple[int, dict[str, Any]]:
+        code = order.code or "CE0001"  # a system error (reference 7)
+        return order.http_status or self._state.switches.fail_status(code), _fail_body(code)
 
-    async def _misbehave_after(
-        self, request: Request, record: CallRecord, order: FaultOrder, answer: Answer
-    ) -> Response:
-        """Raises `ClientGone`."""
-        await sleep(request, order.delay)
-        match order.kind:
-            case FaultKind.RESET_AFTER:
-                await reset(request)
-            case FaultKind.HOLD:
-                await self._keep_waiting(request, record)
-            case FaultKind.TRUNCATED_JSON:
-                content = _content(answer.body)
-                half = content[: len(content) // 2]
-                return Response(half, status_code=answer.status, media_type="application/json")
-            case FaultKind.FAIL | FaultKind.FAIL_200 | FaultKind.OAUTH_ERROR | FaultKind.HTML_502:
-                return self._instead(order)
-            case _:
-                self._spoil(answer, order)
-        return _json(answer.status, answer.body)
+    @override
+    def _ordered_oauth_error(self, order: FaultOrder) -> tuple[int, dict[str, Any]]:
+        return order.http_status or 400, {"error": order.error or "server_error"}
 
-    async def _keep_waiting(self, request: Request, record: CallRecord) -> None:
-        """Until released. Raises `ClientGone` when the connection closes first."""
-        held = self._state.hold(record.call, record.tx_id)
-        try:
-            await while_connected(request, asyncio.wrap_future(held.released))
-        finally:
-            self._state.let_go(held)
-
-    def _instead(self, order: FaultOrder) -> Response:
-        match order.kind:
-            case FaultKind.FAIL:
-                status = order.http_status or self._state.switches.fail_status(order.code)
-                return _json(status, _fail_body(order.code))
-            case FaultKind.FAIL_200:
-                return _json(200, _fail_body(order.code))
-            case FaultKind.OAUTH_ERROR:
-                return _json(order.http_status or 400, {"error": order.error})
-            case _:
-                page = "<html><head><title>502 Bad Gateway</title></head><body>502 Bad Gateway</body></html>"
-                return HTMLResponse(page, status_code=502)
-
-    def _spoil(self, answer: Answer, order: FaultOrder) -> None:
+    @override
+    def _spoil(self, answer: CertAnswer, order: FaultOrder) -> None:
         personal: dict[str, Any] = answer.success.get("personalData", {})
         match order.kind:
             case FaultKind.BIG_BODY:
@@ -220,12 +151,12 @@ class TossFace:
 
     # OAuth (reference 3.1). That errors look as RFC 6749 has them is inferred (Q12).
 
-    def _token(self, request: Request, body: bytes) -> Answer:
+    def _token(self, request: Request, body: bytes) -> CertAnswer:
         try:
             return self._issued(self._authenticated(request, body))
         except OAuthRefused as refused:
             answer = {"error": refused.error}
-            return Answer(status=refused.status, body=answer, outcome=refused.error, note=refused.note)
+            return CertAnswer(status=refused.status, body=answer, outcome=refused.error, note=refused.note)
 
     def _authenticated(self, request: Request, body: bytes) -> Client:
         form = _form(request, body)
@@ -241,10 +172,17 @@ class TossFace:
             raise OAuthRefused(400, "invalid_scope", "scope is not ca")
         return client
 
-    def _issued(self, client: Client) -> Answer:
+    def _issued(self, client: Client) -> CertAnswer:
         now = self._state.clock.now()
         lifetime = self._state.token_lifetime(client)
-        text = access_token(client_id=client.id, issued_at=now, lifetime=lifetime, key=self._token_key())
+        text = access_token(
+            subject=client.id,
+            audience=client.id,
+            scopes=["ca"],
+            issued_at=now,
+            lifetime=lifetime,
+            key=self._token_key(),
+        )
         self._state.remember_token(text, Token(client.id, now + timedelta(seconds=lifetime)))
         as_text = self._state.switches.token_expires_in_as_text
         body: dict[str, Any] = {
@@ -253,17 +191,17 @@ class TossFace:
             "token_type": "Bearer",
             "expires_in": str(lifetime) if as_text else lifetime,
         }
-        return Answer(status=200, body=body, success=body)
+        return CertAnswer(status=200, body=body, success=body)
 
     # The three calls
 
-    def _request(self, request: Request, body: bytes) -> Answer:
+    def _request(self, request: Request, body: bytes) -> CertAnswer:
         try:
             return self._start(self._client_id(request), _json_object(request, body))
         except Refused as refused:
             return self._refusal(refused)
 
-    def _status(self, request: Request, body: bytes) -> Answer:
+    def _status(self, request: Request, body: bytes) -> CertAnswer:
         try:
             client_id = self._client_id(request)
             fields = _json_object(request, body)
@@ -276,7 +214,7 @@ class TossFace:
             {"txId": found.tx_id, "status": status.value, "requestedDt": korean_time(found.requested_at)}
         )
 
-    def _result(self, request: Request, body: bytes) -> Answer:
+    def _result(self, request: Request, body: bytes) -> CertAnswer:
         try:
             client_id = self._client_id(request)
             fields = _json_object(request, body)
@@ -303,7 +241,7 @@ class TossFace:
         answer.session, answer.transaction, answer.persona = session, transaction, persona
         return answer
 
-    def _start(self, client_id: str, fields: dict[str, Any]) -> Answer:
+    def _start(self, client_id: str, fields: dict[str, Any]) -> CertAnswer:
         request_type = _text(fields, "requestType")
         if request_type not in _FIELDS:
             raise _invalid("requestType is neither USER_PERSONAL nor USER_NONE")
@@ -326,7 +264,9 @@ class TossFace:
         success: dict[str, Any] = {"txId": transaction.tx_id}
         success |= self._links(transaction)
         success["requestedDt"] = korean_time(transaction.requested_at)
-        return self._success(success)
+        answer = self._success(success)
+        answer.tx_id = transaction.tx_id
+        return answer
 
     def _check_urls(self, fields: dict[str, Any]) -> None:
         if self._state.switches.request_url_required and "requestUrl" not in fields:
@@ -414,16 +354,16 @@ class TossFace:
         except CannotOpen as error:
             raise _invalid(f"sessionKey: {error}") from None
 
-    def _success(self, success: dict[str, Any]) -> Answer:
+    def _success(self, success: dict[str, Any]) -> CertAnswer:
         body: dict[str, Any] = {"resultType": "SUCCESS", "success": success}
         if self._state.switches.explicit_error_null:
             body["error"] = None
-        return Answer(status=200, body=body, success=success)
+        return CertAnswer(status=200, body=body, success=success)
 
-    def _refusal(self, refused: Refused) -> Answer:
+    def _refusal(self, refused: Refused) -> CertAnswer:
         switches = self._state.switches
         code = switches.code(refused.situation)
-        return Answer(status=switches.fail_status(code), body=_fail_body(code), outcome=code, note=refused.note)
+        return CertAnswer(status=switches.fail_status(code), body=_fail_body(code), outcome=code, note=refused.note)
 
 
 def _fail_body(code: str) -> dict[str, Any]:
@@ -442,7 +382,7 @@ def _fail_body(code: str) -> dict[str, Any]:
 
 
 def _form(request: Request, body: bytes) -> dict[str, str]:
-    if _media_type(request) != "application/x-www-form-urlencoded":
+    if media_type(request) != "application/x-www-form-urlencoded":
         raise OAuthRefused(400, "invalid_request", "not a form")
     try:
         pairs = parse_qsl(body.decode("utf-8"), keep_blank_values=True, strict_parsing=True)
@@ -459,7 +399,7 @@ def _invalid(note: str) -> Refused:
 
 
 def _json_object(request: Request, body: bytes) -> dict[str, Any]:
-    if _media_type(request) != "application/json":
+    if media_type(request) != "application/json":
         raise _invalid("Content-Type is not application/json")
     try:
         fields = json.loads(body.decode("utf-8"))
@@ -468,10 +408,6 @@ def _json_object(request: Request, body: bytes) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise _invalid("the body is no JSON object")
     return fields
-
-
-def _media_type(request: Request) -> str:
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def _only(fields: dict[str, Any], allowed: set[str]) -> None:
@@ -523,16 +459,3 @@ def _spoilt_envelope(envelope: str, kind: FaultKind) -> str:
             data = base64.b64decode(sealed)
             damaged = data[:-1] + bytes([data[-1] ^ 1])  # the tag is the end of it (reference 4.3)
             return f"{version}${session_id}${base64.b64encode(damaged).decode()}"
-
-
-def _content(body: dict[str, Any]) -> bytes:
-    return json.dumps(body, ensure_ascii=False).encode()
-
-
-def _json(status: int, body: dict[str, Any]) -> Response:
-    return Response(_content(body), status_code=status, media_type="application/json")
-
-
-def _unsent() -> Response:
-    """For a connection that is gone already; the server drops it."""
-    return Response(status_code=500)

@@ -5,6 +5,7 @@ import pytest
 
 from sandbox.server import SandboxServer
 from tests.sandbox.client import CertClient
+from tests.sandbox.partner import PartnerClient, partner_tls
 
 VECTORS = Path(__file__).parents[1] / "data" / "toss-cert.json"
 
@@ -25,6 +26,23 @@ def running_sandbox(tmp_path_factory, vectors):
 def sandbox(running_sandbox):
     yield running_sandbox
     running_sandbox.state.reset()
+
+
+@pytest.fixture(scope="session")
+def pair(running_sandbox):
+    return running_sandbox.issue_client_certificate()
+
+
+@pytest.fixture(scope="session")
+def pair_tls(running_sandbox, pair, tmp_path_factory):
+    return partner_tls(running_sandbox, pair, tmp_path_factory.mktemp("pair"))
+
+
+@pytest.fixture
+def partner(sandbox, pair_tls):
+    client = PartnerClient(sandbox, pair_tls)
+    yield client
+    client.http.close()
 
 
 @pytest.fixture

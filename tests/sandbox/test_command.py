@@ -82,7 +82,7 @@ def test_a_busy_port_is_said_and_replaced(state_dir):
 def test_secrets_on_disk_are_for_the_owner_only(state_dir):
     with running(state_dir, "--only", "--port", "0") as process:
         read_until(process, "# Toss ")
-    for name in ("signing-ca.key", "tls-ca.key", "vault.json"):
+    for name in ("signing-ca.key", "tls-ca.key", "client-ca.key", "vault.json"):
         assert (state_dir / name).stat().st_mode & 0o077 == 0
 
 
