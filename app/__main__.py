@@ -54,6 +54,10 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         print(f"{error.strerror or type(error).__name__}.", file=sys.stderr)
         return FAILED
+    except Exception:  # noqa: BLE001 - the end of the line for a command
+        # Through the redacting log: a library's message may show what it was given.
+        structlog.stdlib.get_logger("app").exception("command_failed")
+        return FAILED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -141,6 +145,7 @@ def listen(host: str, port: int) -> socket.socket:
         listening.close()
         raise
     listening.set_inheritable(True)
+    structlog.stdlib.get_logger("app").info("listening", host=host, port=port)
     return listening
 
 

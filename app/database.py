@@ -100,6 +100,19 @@ class Database:
         async with self.transaction() as session:
             await session.execute(text("SELECT 1"))
 
+    async def forget(self) -> None:
+        """Take erased values out of SQLite's write-ahead log too; elsewhere that is the server's own affair."""
+
+        def checkpoint(connection: Connection) -> None:
+            cursor = connection.connection.cursor()  # beside SQLAlchemy's transaction: none may be open
+            cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            cursor.close()
+
+        if self.is_sqlite:
+            with _outages_named():
+                async with self.engine.connect() as connection:
+                    await connection.run_sync(checkpoint)
+
     async def is_current(self) -> bool:
         """Whether every migration that this release knows has been applied.
 
@@ -129,7 +142,7 @@ class Database:
 
         with _outages_named():
             if self.is_sqlite and self.engine.url.database:
-                Path(self.engine.url.database).parent.mkdir(parents=True, exist_ok=True)
+                _make_private_file(Path(self.engine.url.database))
             async with self.engine.begin() as connection:
                 await connection.run_sync(upgrade)
 
@@ -142,6 +155,11 @@ def alembic_config(connection: Connection | None = None) -> Config:
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     config.attributes["connection"] = connection
     return config
+
+
+def _make_private_file(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(mode=0o600)
 
 
 @contextmanager

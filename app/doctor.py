@@ -15,8 +15,8 @@ from app.shared_state import SharedStateUnavailable
 from app.toss.errors import NotSent, OutcomeUnknown, TossError, TossRejected, Unintelligible
 from app.toss.transport import Probe
 
-CLOCK_TOLERANCE = timedelta(seconds=30)
-"""Token lifetimes and the 60-minute window are counted on our clock."""
+CLOCK_TOLERANCE = timedelta(seconds=5)
+"""Leases are counted on each replica's own clock: the difference must stay well below lease minus deadline."""
 CERTIFICATE_WARNING = timedelta(days=30)
 PATIENCE = 15.0
 """Seconds for one check."""

@@ -123,7 +123,7 @@ class VerificationExpired(AppError):
 class ResultReadsExhausted(AppError):
     code = "result_reads_exhausted"
     status = 410
-    title = "Toss allows no further read of this result; start again"
+    title = "Both reads of this result are used, or may have been; start again"
 
 
 class VerificationUnknownToToss(AppError):

@@ -16,6 +16,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from typing_extensions import override
 
 REDACTED = "[redacted]"
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
 REQUEST_ID_HEADER = b"x-request-id"
 
 SECRET_FIELDS = frozenset(
@@ -171,7 +172,7 @@ class RequestLog:
         finally:
             self._log.info(
                 "request_finished",
-                method=scope["method"],
+                method=scope["method"] if scope["method"] in METHODS else "OTHER",
                 route=getattr(scope.get("route"), "path", None),
                 status=status,
                 duration_ms=round((time.perf_counter() - started) * 1000, 1),

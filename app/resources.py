@@ -96,6 +96,16 @@ async def open_resources(settings: Settings, *, clock: Clock = utc_now) -> Async
             clock=clock,
         )
         keeper = TokenKeeper(fetch=endpoint.fetch, store=store, clock=clock, failure_ttl=cert.token_failure_ttl)
+        service = CertService(
+            database=database,
+            api=_cert_api(cert, transport=transport, tokens=keeper, public_key=public_key),
+            vault=vault,
+            signatures=signatures,
+            rules=_cert_rules(cert),
+            clock=clock,
+            checkpoint=pause_at(settings.fault.pause_at),
+        )
+        stack.push_async_callback(service.aclose)
         yield Resources(
             settings=settings,
             clock=clock,
@@ -104,15 +114,7 @@ async def open_resources(settings: Settings, *, clock: Clock = utc_now) -> Async
             shared_state=shared_state,
             cert_transport=transport,
             cert_tokens=endpoint,
-            cert=CertService(
-                database=database,
-                api=_cert_api(cert, transport=transport, tokens=keeper, public_key=public_key),
-                vault=vault,
-                signatures=signatures,
-                rules=_cert_rules(cert),
-                clock=clock,
-                checkpoint=pause_at(settings.fault.pause_at),
-            ),
+            cert=service,
             server_keys=ServerKeys(database=database, vault=vault, clock=clock),
         )
 
@@ -195,6 +197,7 @@ def _cert_rules(cert: CertSettings) -> Rules:
         result_window=RESULT_WINDOW - cert.result_window_margin,
         request_life=life,
         lease=cert.result_lease,
+        start_within=cert.result_lease - cert.call_deadline,
         adult_rule=cert.adult_rule,
         retention=timedelta(days=cert.retention_days),
         signature_retention=timedelta(days=cert.signature_retention_days),

@@ -9,9 +9,11 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable
 from datetime import timedelta
 from enum import StrEnum
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, Self, get_origin
 from urllib.parse import urlsplit
@@ -66,7 +68,7 @@ def _aes_key(text: SecretStr) -> SecretStr:
         key = base64.b64decode(text.get_secret_value(), validate=True)
     except (binascii.Error, ValueError):
         raise ValueError("must be Base64") from None
-    if len(key) != 32:  # noqa: PLR2004 - AES-256
+    if len(key) != 32 or base64.b64encode(key).decode() != text.get_secret_value():  # noqa: PLR2004 - AES-256
         raise ValueError("must be 32 bytes in Base64")
     return text
 
@@ -76,6 +78,8 @@ def _with_driver(url: SecretStr) -> SecretStr:
     scheme, separator, rest = url.get_secret_value().partition("://")
     drivers = {"postgres": "postgresql+asyncpg", "postgresql": "postgresql+asyncpg", "sqlite": "sqlite+aiosqlite"}
     driver = drivers.get(scheme, scheme)
+    if driver == "postgresql+asyncpg":
+        rest = rest.replace("sslmode=", "ssl=")  # libpq's spelling; asyncpg takes the same words
     if driver not in drivers.values():
         raise ValueError("must begin with postgresql:// or sqlite://")
     return SecretStr(driver + separator + rest)
@@ -172,6 +176,8 @@ class CertSettings(Group):
     """CA file for Toss's servers; None means the operating system's store."""
     public_key: str | None = None
     """Toss's RSA key (Base64 of DER, or PEM); None means the published one (reference 4.5, Q15)."""
+    accept_hosts: tuple[str, ...] = ()
+    """Production talks to other hosts than those of toss.im only if they are confirmed here."""
     accept_public_key_sha256: str | None = None
     """Production takes a key other than the published one only if its fingerprint is confirmed here."""
     version: str = Field("v1", pattern=r"^[A-Za-z0-9._-]{1,32}$")
@@ -247,6 +253,9 @@ class Settings(BaseSettings):
             for name in sorted(os.environ)
             if name.upper().startswith(PREFIX) and name.upper().split("__")[0] not in known
         ]
+        # pydantic-settings ignores case, and of two spellings takes whichever comes last.
+        spellings = Counter(name.upper() for name in os.environ if name.upper().startswith(PREFIX))
+        faults += [f"{name}: given in two spellings" for name, count in spellings.items() if count > 1]
         try:
             settings = cls()
         except ValidationError as error:
@@ -281,22 +290,23 @@ class Settings(BaseSettings):
         cert, vault = self.cert, self.vault
         sqlite = self.database.url.get_secret_value().startswith("sqlite")
         hosts = {"BFF_CERT__TOKEN_URL": cert.token_url, "BFF_CERT__API_URL": cert.api_url}
-        keys = {f"BFF_VAULT__KEYS[{key_id}]": key for key_id, key in vault.keys.items()}
+        keys = {f"BFF_VAULT__KEYS[{key_id}]": vault.key_bytes(key) for key_id, key in vault.keys.items()}
+        keys["BFF_VAULT__HASH_KEY"] = vault.key_bytes(vault.hash_key)
         return [
-            ("BFF_CERT__CLIENT_ID: test credentials", cert.client_id.startswith("test_")),
-            ("BFF_CERT__CLIENT_SECRET: test credentials", _starts(cert.client_secret, "test_")),
+            ("BFF_CERT__CLIENT_ID: test credentials", _is_for_tests(cert.client_id)),
+            (
+                "BFF_CERT__CLIENT_SECRET: test credentials",
+                _is_for_tests(cert.client_secret.get_secret_value()),
+            ),
             *(
-                (f"{name}: a host of this machine, not Toss", urlsplit(url).hostname in LOOPBACK_HOSTS)
+                (
+                    f"{name}: not a host of toss.im, and BFF_CERT__ACCEPT_HOSTS does not confirm it",
+                    not _is_trusted_host(urlsplit(url).hostname or "", cert.accept_hosts),
+                )
                 for name, url in hosts.items()
             ),
-            *(
-                (f"{name}: a placeholder, not a random key", _is_placeholder(key))
-                for name, key in {**keys, "BFF_VAULT__HASH_KEY": vault.hash_key}.items()
-            ),
-            (
-                "BFF_VAULT__HASH_KEY: the same as a sealing key",
-                vault.hash_key.get_secret_value() in {key.get_secret_value() for key in vault.keys.values()},
-            ),
+            *((f"{name}: a placeholder, not a random key", _is_placeholder(key)) for name, key in keys.items()),
+            ("BFF_VAULT: the same key under two names", len(set(keys.values())) < len(keys)),
             (
                 "BFF_CERT__PUBLIC_KEY: not Toss's, and BFF_CERT__ACCEPT_PUBLIC_KEY_SHA256 does not confirm it",
                 cert.public_key is not None and not _key_is_confirmed(cert),
@@ -306,18 +316,26 @@ class Settings(BaseSettings):
                 "BFF_REDIS__URL: several workers need Redis",
                 self.redis.url is None and self.server.workers > 1,
             ),
-            ("BFF_NETWORK__ALLOWED_ORIGINS: * admits every site", "*" in self.network.allowed_origins),
+            (
+                "BFF_NETWORK__ALLOWED_ORIGINS: holds more than https origins",
+                not all(origin.startswith("https://") for origin in self.network.allowed_origins),
+            ),
             ("BFF_FAULT__PAUSE_AT: for tests of crashes only", self.fault.pause_at is not None),
         ]
 
 
-def _starts(secret: SecretStr, prefix: str) -> bool:
-    return secret.get_secret_value().startswith(prefix)
+def _is_for_tests(credential: str) -> bool:
+    return credential.strip().casefold().startswith("test_")
 
 
-def _is_placeholder(key: SecretStr) -> bool:
-    # A random 32-byte key has far more than eight different bytes; zeros and repeated words do not.
-    return len(set(VaultSettings.key_bytes(key))) <= 8  # noqa: PLR2004
+def _is_trusted_host(host: str, accepted: Iterable[str]) -> bool:
+    return host not in LOOPBACK_HOSTS and (host.endswith(".toss.im") or host in accepted)
+
+
+def _is_placeholder(key: bytes) -> bool:
+    """Zeros, repeated words, sequences and typed text; none of 32 random bytes is any of them."""
+    steps = {(after - before) % 256 for before, after in pairwise(key)}
+    return len(set(key)) <= 8 or len(steps) == 1 or all(32 <= byte < 127 for byte in key)  # noqa: PLR2004
 
 
 def _key_is_confirmed(cert: CertSettings) -> bool:

@@ -137,7 +137,10 @@ return redis.call('DEL', KEYS[1])
 # KEYS: lock, fences. ARGV: milliseconds.
 LOCK = """
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
-local fence = redis.call('HINCRBY', KEYS[2], 'next', 1)
+local next = tonumber(redis.call('HGET', KEYS[2], 'next') or '0')
+local last = tonumber(redis.call('HGET', KEYS[2], 'last') or '0')
+local fence = math.max(next, last) + 1
+redis.call('HSET', KEYS[2], 'next', fence)
 redis.call('SET', KEYS[1], fence, 'PX', ARGV[1])
 return fence
 """
@@ -165,6 +168,8 @@ class RedisState(SharedState):
             socket_connect_timeout=seconds,
             retry=Retry(NoBackoff(), 1),  # once, for a connection that died while idle
         )
+        # An option that no connection knows is a fault of the settings: it shows now, not at the first call.
+        pool.connection_class(**pool.connection_kwargs)
         self._redis: Redis = Redis.from_pool(pool)
         self._monotonic = monotonic
         self._leave_alone_until = 0.0
@@ -211,7 +216,7 @@ class RedisState(SharedState):
             raise SharedStateUnavailable("Redis failed a moment ago")
         try:
             return await cast("Awaitable[Any]", command())
-        except (RedisError, OSError, UnicodeDecodeError) as error:
+        except (RedisError, OSError, ValueError, TypeError) as error:
             self._leave_alone_until = self._monotonic() + BREATHER
             raise SharedStateUnavailable(type(error).__name__) from None
 

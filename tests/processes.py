@@ -117,7 +117,7 @@ class Server:
 def serving(settings: Settings) -> Iterator[Server]:
     server = Server(settings)
     try:
-        server.wait_for("Uvicorn running on")
+        server.wait_for("Application startup complete")
         yield server
     finally:
         server.kill()

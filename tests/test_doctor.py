@@ -123,14 +123,14 @@ async def test_a_redis_that_is_away_is_explained(one):
     assert "BFF_REDIS__URL" in found["redis"].fix
 
 
-@pytest.mark.parametrize("seconds", [-3600, -40, 40, 3600])
+@pytest.mark.parametrize("seconds", [-3600, -15, 15, 3600])
 async def test_a_clock_that_is_wrong_is_found(one, seconds):
     found = await faults(one, clock=lambda: datetime.now(UTC) + timedelta(seconds=seconds))
     assert list(found) == ["clock"]
     assert "NTP" in found["clock"].fix
 
 
-@pytest.mark.parametrize("seconds", [-20, 0, 20])
+@pytest.mark.parametrize("seconds", [-2, 0, 2])
 async def test_a_clock_that_is_a_little_off_is_no_fault(one, seconds):
     assert await faults(one, clock=lambda: datetime.now(UTC) + timedelta(seconds=seconds)) == {}
 

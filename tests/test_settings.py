@@ -99,8 +99,8 @@ def test_settings_do_not_change(environment):
         ("BFF_CERT__SIGNATURE_POLICY_OID", "none", lambda s: s.cert.signature_policy_oid is None),
         (
             "BFF_CERT__API_URL",
-            "https://toss.example/base/",
-            lambda s: s.cert.api_url == "https://toss.example/base",
+            "https://next.cert.toss.im/base/",
+            lambda s: s.cert.api_url == "https://next.cert.toss.im/base",
         ),
         ("BFF_CERT__READ_TIMEOUT", "2.5", lambda s: s.cert.read_timeout == timedelta(seconds=2.5)),
         ("BFF_CERT__READ_TIMEOUT", "PT4S", lambda s: s.cert.read_timeout == timedelta(seconds=4)),
@@ -187,8 +187,63 @@ def test_loopback_may_do_without_tls_but_not_in_production(environment, host):
     environment(BFF_ENVIRONMENT="development", BFF_CERT__API_URL=f"http://{host}")
     assert Settings.from_environment().cert.api_url == f"http://{host}"
     assert faults_of(environment, BFF_ENVIRONMENT="production") == [
-        "BFF_CERT__API_URL: a host of this machine, not Toss"
+        "BFF_CERT__API_URL: not a host of toss.im, and BFF_CERT__ACCEPT_HOSTS does not confirm it"
     ]
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.2",
+        "127.1",
+        "2130706433",
+        "localhost.",
+        "0.0.0.0",
+        "sandbox:8443",
+        "cert.toss.im.evil.example",
+        "toss.im.x",
+    ],
+)
+def test_production_talks_to_toss_only_or_to_hosts_that_are_confirmed(environment, host):
+    fault = "BFF_CERT__API_URL: not a host of toss.im, and BFF_CERT__ACCEPT_HOSTS does not confirm it"
+    assert faults_of(environment, BFF_CERT__API_URL=f"https://{host}") == [fault]
+    name = host.partition(":")[0]
+    environment(BFF_CERT__API_URL=f"https://{host}", BFF_CERT__ACCEPT_HOSTS=json.dumps([name]))
+    assert Settings.from_environment().faults() == []
+
+
+def test_loopback_cannot_be_confirmed_for_production(environment):
+    assert faults_of(environment, BFF_CERT__API_URL="https://localhost", BFF_CERT__ACCEPT_HOSTS='["localhost"]')
+
+
+@pytest.mark.parametrize("key", [bytes(range(32)), b"a phrase of thirty-two letters..", b"\x01\x02" * 16])
+def test_keys_that_somebody_thought_up_are_placeholders(environment, key):
+    text = base64.b64encode(key).decode()
+    assert faults_of(environment, BFF_VAULT__HASH_KEY=text) == [
+        "BFF_VAULT__HASH_KEY: a placeholder, not a random key"
+    ]
+
+
+def test_a_key_has_one_spelling(environment):
+    last = chr(ord(HASH_KEY[-2]) + 1)
+    assert faults_of(environment, BFF_VAULT__HASH_KEY=HASH_KEY[:-2] + last + "=")
+
+
+def test_two_spellings_of_a_variable_are_a_fault(environment):
+    """pydantic-settings ignores case: a stray lower-case name would switch the guard off."""
+    assert faults_of(environment, bff_environment="development") == ["BFF_ENVIRONMENT: given in two spellings"]
+
+
+@pytest.mark.parametrize("id_and_secret", [(" test_x", "live"), ("live", "TEST_x")])
+def test_test_credentials_are_known_however_they_are_written(environment, id_and_secret):
+    client_id, secret = id_and_secret
+    assert faults_of(environment, BFF_CERT__CLIENT_ID=client_id, BFF_CERT__CLIENT_SECRET=secret)
+
+
+def test_libpqs_sslmode_is_understood(environment):
+    environment(BFF_DATABASE__URL="postgresql://bff@db.example/bff?sslmode=require")
+    url = Settings.from_environment().database.url.get_secret_value()
+    assert url == "postgresql+asyncpg://bff@db.example/bff?ssl=require"
 
 
 # --- Names ------------------------------------------------------------------------------------------------
@@ -253,8 +308,8 @@ def test_json_that_does_not_parse_is_named_by_its_variable(environment):
 PRODUCTION_FAULTS = {
     "BFF_CERT__CLIENT_ID: test": {"BFF_CERT__CLIENT_ID": "test_a8e23336d673ca70922b485fe806eb2d"},
     "BFF_CERT__CLIENT_SECRET: test": {"BFF_CERT__CLIENT_SECRET": "test_418087247d66da09fda1964dc4734e453c7cf6"},
-    "BFF_CERT__TOKEN_URL: a host of this machine": {"BFF_CERT__TOKEN_URL": "https://localhost:8443/token"},
-    "BFF_CERT__API_URL: a host of this machine": {"BFF_CERT__API_URL": "https://127.0.0.1:8443"},
+    "BFF_CERT__TOKEN_URL: not a host of toss.im": {"BFF_CERT__TOKEN_URL": "https://localhost:8443/token"},
+    "BFF_CERT__API_URL: not a host of toss.im": {"BFF_CERT__API_URL": "https://127.0.0.1:8443"},
     "BFF_VAULT__KEYS[k1]: a placeholder": {"BFF_VAULT__KEYS": json.dumps({"k1": "A" * 43 + "="})},
     "BFF_VAULT__HASH_KEY: a placeholder": {
         "BFF_VAULT__HASH_KEY": base64.b64encode(b"changemechangemechangemechangeme").decode()
@@ -268,9 +323,11 @@ PRODUCTION_FAULTS = {
         "BFF_SERVER__WORKERS": "2",
         "BFF_DATABASE__URL": "postgresql+asyncpg://db.example/bff",
     },
-    "BFF_NETWORK__ALLOWED_ORIGINS: *": {"BFF_NETWORK__ALLOWED_ORIGINS": '["https://a.example", "*"]'},
+    "BFF_NETWORK__ALLOWED_ORIGINS: holds more than https": {
+        "BFF_NETWORK__ALLOWED_ORIGINS": '["https://a.example", "*"]'
+    },
     "BFF_FAULT__PAUSE_AT: for tests": {"BFF_FAULT__PAUSE_AT": "answer_kept"},
-    "BFF_VAULT__HASH_KEY: the same as": {"BFF_VAULT__HASH_KEY": KEY},
+    "BFF_VAULT: the same key": {"BFF_VAULT__HASH_KEY": KEY},
 }
 
 

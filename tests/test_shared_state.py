@@ -318,3 +318,19 @@ async def test_a_connection_that_died_while_idle_costs_nothing(redis_state, raw_
         if client["id"] != str(await raw_redis.client_id()):
             await raw_redis.client_kill_filter(_id=client["id"])
     assert await redis_state.read("n") == "one"
+
+
+async def test_after_a_wipe_the_fences_go_on_from_what_was_written_last(redis_state, raw_redis):
+    """Else the counter starts again below the last fence, and nobody's token is stored until it has caught up."""
+    for _ in range(5):
+        fence = await redis_state.lock("n", ttl=MINUTE)
+        await redis_state.unlock("n", fence)
+    await raw_redis.flushall()
+    assert await put(redis_state, "late", fence=fence) is True
+    assert await redis_state.lock("n", ttl=MINUTE) == fence + 1
+
+
+@pytest.mark.parametrize("query", ["ssl_cert_reqs=none", "no_such_option=1"])
+def test_an_address_with_an_option_that_nobody_knows_is_refused_at_the_start(query):
+    with pytest.raises(TypeError):
+        RedisState(f"redis://127.0.0.1/0?{query}", timeout=timedelta(seconds=1))

@@ -58,7 +58,7 @@ def app_error(error: TossError) -> AppError:
             return (UpstreamUnavailable if is_fault else VerificationRefused)(toss_code=code)
         case NotSent():
             return UpstreamUnavailable(retry_after=ASK_AGAIN)
-        case Unintelligible(is_json=False):
+        case Unintelligible(is_json=False) | Unintelligible(was_refused=True):
             return UpstreamUnavailable(retry_after=ASK_AGAIN)
         case OutcomeUnknown():
             return UpstreamTimeout()

@@ -254,14 +254,19 @@ class IdentityBody(Wire):
 class SignatureBody(Wire):
     """How the user's signature fared. Without pinned CA files `chain` and `policy` are skipped."""
 
-    is_valid: bool
+    is_valid: bool | None = Field(
+        description="true: every check was made and passed. null: none failed, but some were skipped, so that the "
+        "signer is not proved. false: at least one failed"
+    )
     checks: dict[str, str]
 
     @classmethod
     def of(cls, row: Verification) -> Self | None:
         if row.signature_report is None:
             return None
-        return cls(is_valid="failed" not in row.signature_report.values(), checks=row.signature_report)
+        outcomes = set(row.signature_report.values())
+        is_valid = False if "failed" in outcomes else None if "skipped" in outcomes else True
+        return cls(is_valid=is_valid, checks=row.signature_report)
 
 
 class FullResultBody(Wire):

@@ -3,15 +3,18 @@
 import asyncio
 import hmac
 import secrets
+import time
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from functools import partial
 
 import structlog
 from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
 from typing_extensions import override
 
 from app.cert.outcome import AdultRule, Age, Identity, age_of, normalize_name
@@ -21,6 +24,7 @@ from app.cert.tables import (
     READS_LOST,
     ResultState,
     Verification,
+    discard_answer,
     drop_lease,
     give_back_read,
     keep_answer,
@@ -40,14 +44,16 @@ from app.errors import (
     VerificationNotFound,
 )
 from app.toss.cert import CertApi, OpenedResult, RequestStatus, ResultAnswer, StartedRequest
-from app.toss.errors import NotSent, OutcomeUnknown, TossError, TossRejected, Unintelligible
+from app.toss.errors import NotSent, TossError, TossRejected, Unintelligible
 from app.toss.signature import SignatureChecker
 from app.vault import Sealed, UnsealError, Vault
 
 TOKEN_PREFIX = "vt_"  # noqa: S105 - makes a leaked token recognisable
 BATCH = 200
-KEEP_PAUSES = (0.1, 0.4, 1.5, 4.0)
-"""Seconds between attempts to commit an answer; together far below the lease."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
+"""Seconds between attempts to commit what a call to Toss has brought."""
+CALLERS_PATIENCE = timedelta(seconds=6)
+"""For that commit; a failover of the database may take longer, and the write then goes on alone."""
 
 STEPS_TO: dict[RequestStatus, tuple[RequestStatus, ...]] = {
     RequestStatus.REQUESTED: (),
@@ -85,6 +91,8 @@ class Rules:
     result_window: timedelta
     request_life: timedelta
     lease: timedelta
+    start_within: timedelta
+    """Of the lease: so much later a call would not be answered before its end."""
     adult_rule: AdultRule
     retention: timedelta
     signature_retention: timedelta
@@ -160,6 +168,7 @@ class CertService:
         rules: Rules,
         clock: Clock,
         checkpoint: Checkpoint,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._database = database
         self._api = api
@@ -168,6 +177,8 @@ class CertService:
         self._rules = rules
         self._clock = clock
         self._checkpoint = checkpoint
+        self._monotonic = monotonic
+        self._writes: set[asyncio.Task[None]] = set()
         self._log = structlog.stdlib.get_logger("app.cert")
 
     def holder(self, token: str) -> Holder:
@@ -264,7 +275,10 @@ class CertService:
             case ResultState.STORED:
                 return self._retrieved(verification, Source.STORED)
             case ResultState.ANSWERED:
-                return self._retrieved(await self._open(verification), Source.RECOVERED)
+                opened = await self._open(verification)
+                if opened.result_state != ResultState.STORED:
+                    raise ResultInProgress(retry_after=ASK_AGAIN)
+                return self._retrieved(opened, Source.RECOVERED)
             case ResultState.ENDED:
                 raise ending(verification.end_code)
             case ResultState.ERASED:
@@ -287,56 +301,84 @@ class CertService:
 
     async def _read(self, verification: Verification) -> Retrieved:
         tx_id = verification.tx_id
+        began = self._monotonic()
         leased, lease_id = await self._lease(tx_id)
         if leased is None:
             return await self._without_lease(tx_id)
         source = Source.READ if leased.reads_left == MAX_READS - 1 else Source.LAST_READ
         await self._checkpoint("leased")
+        if self._monotonic() - began > self._rules.start_within.total_seconds():
+            # This process was stopped. By the time of an answer, another could hold the lease.
+            await self._insist(tx_id, partial(give_back_read, tx_id=tx_id, lease_id=lease_id))
+            raise ResultInProgress(retry_after=ASK_AGAIN)
         try:
             answer = await self._api.result(tx_id)
-        except (NotSent, TossRejected) as error:
-            # Nothing was read: only successes count (toss-cert reference 8).
-            async with self._database.transaction() as session:
-                await give_back_read(session, tx_id, lease_id=lease_id)
-            if isinstance(error, TossRejected):
-                await self._end_if_final(tx_id, error)
-            raise app_error(error) from error
-        except (OutcomeUnknown, Unintelligible) as error:
-            async with self._database.transaction() as session:
-                await drop_lease(session, tx_id, lease_id=lease_id)
-            self._log.warning("result_answer_lost", tx_id=tx_id, reads_left=leased.reads_left, why=str(error))
-            has_more = leased.reads_left > 0
-            raise ResultOutcomeUnknown(
-                reads_left=leased.reads_left,
-                retryable=has_more,
-                retry_after=ASK_AGAIN if has_more else None,
-            ) from error
+        except TossError as error:
+            return await self._without_answer(leased, lease_id, error)
         await self._checkpoint("answer_received")
-        await self._keep(leased, answer)
+        sealed = self._vault.seal(answer.dump(), leased.place_of("answer"))
+        await self._insist(tx_id, partial(keep_answer, tx_id=tx_id, answer=sealed))
         await self._checkpoint("answer_kept")
         stored = await self._open(await self._get(tx_id))
         await self._checkpoint("result_stored")
+        if stored.result_state != ResultState.STORED:
+            return await self._from_store(stored)
         self._log.info("verification_result_stored", tx_id=tx_id, source=source)
         return self._retrieved(stored, source)
 
-    async def _keep(self, verification: Verification, answer: ResultAnswer) -> None:
-        """Commit the answer, sealed and closed. A database that is away for a moment must not cost it."""
-        sealed = self._vault.seal(answer.dump(), verification.place_of("answer"))
-        for pause in KEEP_PAUSES:
+    async def _without_answer(self, leased: Verification, lease_id: str, error: TossError) -> Retrieved:
+        """Settle a call that brought nothing. What certainly read nothing gives its read back (reference 8)."""
+        tx_id = leased.tx_id
+        if isinstance(error, NotSent | TossRejected) or (isinstance(error, Unintelligible) and error.was_refused):
+            await self._insist(tx_id, partial(give_back_read, tx_id=tx_id, lease_id=lease_id))
+            if isinstance(error, TossRejected):
+                await self._end_if_final(tx_id, error)
+            raise app_error(error) from error
+        await self._insist(tx_id, partial(drop_lease, tx_id=tx_id, lease_id=lease_id))
+        self._log.warning("result_answer_lost", tx_id=tx_id, reads_left=leased.reads_left, why=str(error))
+        current = await self._get(tx_id)
+        if current.result_state in (ResultState.ANSWERED, ResultState.STORED):
+            return await self._from_store(current)  # another call has it
+        has_more = current.reads_left > 0
+        raise ResultOutcomeUnknown(
+            reads_left=current.reads_left,
+            retryable=has_more,
+            retry_after=ASK_AGAIN if has_more else None,
+        ) from error
+
+    async def _insist(self, tx_id: str, write: Callable[[AsyncSession], Awaitable[None]]) -> None:
+        """Commit what a call to Toss has brought, however long the database is away.
+
+        The caller waits for a while; the write goes on without it until it succeeds or the process ends.
+
+        Raises: StorageUnavailable when the caller has waited long enough.
+        """
+        task = asyncio.create_task(self._until_written(tx_id, write))
+        self._writes.add(task)
+        task.add_done_callback(self._writes.discard)
+        try:
+            async with asyncio.timeout(CALLERS_PATIENCE.total_seconds()):
+                await asyncio.shield(task)
+        except TimeoutError:
+            raise StorageUnavailable from None
+
+    async def _until_written(self, tx_id: str, write: Callable[[AsyncSession], Awaitable[None]]) -> None:
+        pause = FIRST_PAUSE
+        while True:
             try:
                 async with self._database.transaction() as session:
-                    return await keep_answer(session, verification.tx_id, sealed)
+                    return await write(session)
             except StorageUnavailable:
-                self._log.warning("answer_not_kept_yet", tx_id=verification.tx_id)
-                await asyncio.sleep(pause)
-        try:
-            async with self._database.transaction() as session:
-                await keep_answer(session, verification.tx_id, sealed)
-        except StorageUnavailable as error:
-            self._log.error("result_answer_lost", tx_id=verification.tx_id, reads_left=verification.reads_left)
-            raise ResultOutcomeUnknown(
-                reads_left=verification.reads_left, retryable=verification.reads_left > 0
-            ) from error
+                self._log.warning("write_delayed", tx_id=tx_id)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, LONGEST_PAUSE)
+
+    async def aclose(self) -> None:
+        """Give writes that wait for the database a last moment; what they hold is lost with the process."""
+        if self._writes:
+            await asyncio.wait(self._writes, timeout=CALLERS_PATIENCE.total_seconds())
+        for task in self._writes:
+            task.cancel()
 
     async def _lease(self, tx_id: str) -> tuple[Verification | None, str]:
         lease_id, now = str(uuid.uuid4()), self._clock()
@@ -371,6 +413,7 @@ class CertService:
                 .where(
                     Verification.tx_id == verification.tx_id,
                     Verification.result_state == ResultState.ANSWERED,
+                    Verification.answer == verification.answer,
                 )
                 .values(**values)
                 .returning(Verification)
@@ -409,21 +452,9 @@ class CertService:
         }
 
     async def _discard_answer(self, verification: Verification, opened: OpenedResult) -> None:
-        is_last = verification.reads_left <= 0
         self._log.error("result_unreadable", tx_id=verification.tx_id, fields=opened.unreadable)
         async with self._database.transaction() as session:
-            await session.execute(
-                update(Verification)
-                .where(
-                    Verification.tx_id == verification.tx_id,
-                    Verification.result_state == ResultState.ANSWERED,
-                )
-                .values(
-                    result_state=ResultState.ENDED if is_last else ResultState.NONE,
-                    end_code=UNREADABLE if is_last else None,
-                    answer=None,
-                )
-            )
+            await discard_answer(session, verification, end_code=UNREADABLE)
 
     async def _end_if_final(self, tx_id: str, error: TossRejected) -> None:
         if error.error_code not in FINAL_CODES:
@@ -431,7 +462,12 @@ class CertService:
         async with self._database.transaction() as session:
             await session.execute(
                 update(Verification)
-                .where(Verification.tx_id == tx_id, Verification.result_state == ResultState.NONE)
+                .where(
+                    Verification.tx_id == tx_id,
+                    Verification.result_state == ResultState.NONE,
+                    # A result call that is out may bring what another call was told is over.
+                    (Verification.lease_until.is_(None)) | (Verification.lease_until <= self._clock()),
+                )
                 .values(result_state=ResultState.ENDED, end_code=error.error_code)
             )
         self._log.info("verification_ended", tx_id=tx_id, toss_code=error.error_code)
@@ -490,6 +526,7 @@ class CertService:
                 .where(Verification.tx_id == tx_id)
                 .values(**_erased(self._clock()), **({} if keeps_signature else {"signature": None}))
             )
+        await self._database.forget()
         self._log.info("verification_erased", tx_id=tx_id, key_id=caller.key_id, keeps_signature=keeps_signature)
 
     # --- What a crash or time leaves to do ----------------------------------------------------------------
@@ -497,12 +534,14 @@ class CertService:
     async def reconcile(self) -> Reconciled:
         """Settle leases left by a crash, open answers left closed, erase what is past its retention."""
         now = self._clock()
-        return Reconciled(
+        done = Reconciled(
             leases_settled=await self._settle_leases(now),
             answers_opened=await self._open_answers(),
             identities_erased=await self._erase_identities(now - self._rules.retention),
             signatures_erased=await self._erase_signatures(now - self._rules.signature_retention),
         )
+        await self._database.forget()
+        return done
 
     async def _settle_leases(self, now: datetime) -> int:
         async with self._database.transaction() as session:

@@ -3,7 +3,7 @@
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import JSON, CheckConstraint, Index, String, and_, or_, update
+from sqlalchemy import JSON, CheckConstraint, Index, String, case, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -116,15 +116,16 @@ async def drop_lease(session: AsyncSession, tx_id: str, *, lease_id: str) -> Non
 
 
 async def keep_answer(session: AsyncSession, tx_id: str, answer: Sealed) -> None:
-    """Store a successful answer, even one that comes after its lease: what Toss handed out is not lost."""
-    is_waited_for = or_(
-        Verification.result_state == ResultState.NONE,
-        # reconcile has given it up meanwhile
-        and_(Verification.result_state == ResultState.ENDED, Verification.end_code == READS_LOST),
-    )
+    """Store a successful answer: what Toss handed out is not lost.
+
+    Not even if it comes after its lease, or after reconcile or another call has meanwhile ended the verification.
+    """
     await session.execute(
         update(Verification)
-        .where(Verification.tx_id == tx_id, is_waited_for)
+        .where(
+            Verification.tx_id == tx_id,
+            Verification.result_state.in_((ResultState.NONE, ResultState.ENDED)),
+        )
         .values(
             result_state=ResultState.ANSWERED,
             end_code=None,
@@ -133,5 +134,24 @@ async def keep_answer(session: AsyncSession, tx_id: str, answer: Sealed) -> None
             lease_until=None,
             reads_succeeded=Verification.reads_succeeded + 1,
             reads_unknown=Verification.reads_unknown - 1,
+        )
+    )
+
+
+async def discard_answer(session: AsyncSession, verification: Verification, *, end_code: str) -> None:
+    """Throw away an answer of which nothing opens. If it was the last one, so ends the verification."""
+    is_last = Verification.reads_succeeded + Verification.reads_unknown >= MAX_READS
+    await session.execute(
+        update(Verification)
+        .where(
+            Verification.tx_id == verification.tx_id,
+            Verification.result_state == ResultState.ANSWERED,
+            # Not a better one that has come meanwhile.
+            Verification.answer == verification.answer,
+        )
+        .values(
+            result_state=case((is_last, ResultState.ENDED.value), else_=ResultState.NONE.value),
+            end_code=case((is_last, end_code), else_=None),
+            answer=None,
         )
     )

@@ -19,6 +19,8 @@ from app.toss.transport import Absent, Answer, Transport, Wire
 TOKEN_REFUSED = "CE1000"  # noqa: S105 - an error code
 HTTP_UNAUTHORIZED = 401
 
+SENSIBLE_YEARS = range(2000, 2200)
+"""Later arithmetic with an instant must not overflow."""
 PERSONAL_FIELDS = ("ci", "name", "birthday", "gender", "nationality", "ci2", "di", "ciUpdate", "ageGroup")
 
 
@@ -40,7 +42,7 @@ class LaunchLinks(Wire):
 
 class StartedRequest(LaunchLinks):
     tx_id: str = Field(alias="txId", pattern=r"^[A-Za-z0-9_-]{1,64}$")
-    requested_dt: Absent = Field(None, alias="requestedDt")
+    requested_dt: object = Field(None, alias="requestedDt")
 
     @property
     def requested_at(self) -> datetime | None:
@@ -209,7 +211,7 @@ class CertApi:
         success = answer.success()
         if success.get("txId") != tx_id:
             raise Unintelligible("the result of another txId", http_status=answer.http_status)
-        if success.get("status") != RequestStatus.COMPLETED:
+        if success.get("status", RequestStatus.COMPLETED) != RequestStatus.COMPLETED:
             raise Unintelligible("a result that is not COMPLETED", http_status=answer.http_status)
         return ResultAnswer(session, success)
 
@@ -267,6 +269,7 @@ def parse_instant(text: object) -> datetime | None:
         return None
     try:
         instant = datetime.fromisoformat(text)
-        return instant.astimezone(UTC) if instant.tzinfo is not None else None
+        utc = instant.astimezone(UTC)
     except (ValueError, OverflowError):
         return None
+    return utc if instant.tzinfo is not None and utc.year in SENSIBLE_YEARS else None

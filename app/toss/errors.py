@@ -9,6 +9,9 @@
 No text here carries a body, a token or a vendor's sentence.
 """
 
+REFUSED = frozenset(range(300, 500)) - {408, 409}
+"""Redirections and client errors, but for a timeout and a conflict, which may hide an earlier success."""
+
 
 class TossError(Exception):
     """Root."""
@@ -35,9 +38,13 @@ class TossRejected(TossError):
 
 
 class Unintelligible(TossError):
-    """`is_json` is false for what a gateway would answer: the provider is out of order, not misunderstood."""
+    """`is_json` is false for what a gateway would answer: the provider is out of order, not misunderstood.
+
+    `was_refused` is true for a status by which HTTP says that the request was not processed, whoever says so.
+    """
 
     def __init__(self, why: str, *, http_status: int, is_json: bool = True) -> None:
         super().__init__(f"{why} (HTTP {http_status})")
         self.http_status = http_status
         self.is_json = is_json
+        self.was_refused = http_status in REFUSED

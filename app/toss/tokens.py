@@ -15,6 +15,8 @@ from app.toss.transport import Transport, Wire
 
 REFRESH_MARGIN: Final = timedelta(seconds=60)
 """A token is renewed this long before its end, or in the second half of a shorter life."""
+ASSUMED_LIFE: Final = 300.0
+"""Seconds for a token whose answer tells no life; RFC 6749 leaves that open, Toss's documentation does not."""
 POLL_INTERVAL: Final = 0.05
 """Seconds between looks at the store while another process refreshes; a token call takes about as long."""
 
@@ -176,7 +178,7 @@ class TokenAnswer(Wire):
     """`POST /token` (toss-cert reference 3.1): OAuth's own form, not Toss's envelope."""
 
     access_token: str = Field(pattern=r"^[\x21-\x7e]+$")
-    expires_in: float = Field(gt=0, le=10**10, allow_inf_nan=False)
+    expires_in: float = Field(ASSUMED_LIFE, gt=0, le=10**10, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)

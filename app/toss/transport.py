@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import re
 import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ KEEPALIVE = timedelta(seconds=15)
 """Shorter than common load balancers' idle time, so that a reused connection is rarely a dead one."""
 MAX_CODE_LENGTH = 64
 HTTP_ERROR = 400
+OF_TOSS_CERT = re.compile(r"CE\d{4}")
 
 
 def _null_text_is_absent(value: object) -> object:
@@ -76,23 +78,23 @@ class Answer:
                 raise Unintelligible("SUCCESS without a success object", http_status=self.http_status)
             return success
         error = body.get("error")
-        if isinstance(error, str):  # OAuth form, RFC 6749 5.2
-            raise TossRejected(http_status=self.http_status, error_code=_code(error))
-        if isinstance(error, dict) and result_type in ("FAIL", None) and "errorCode" in error:
-            raise TossRejected(
-                http_status=self.http_status,
-                error_code=_code(error["errorCode"]),
-                reason=str(error.get("reason", "")),
-            )
-        raise Unintelligible("neither SUCCESS nor an error", http_status=self.http_status)
+        error = error if isinstance(error, dict) else {}
+        code = _code(error.get("errorCode", "MISSING"))
+        if result_type == "FAIL" or (result_type is None and OF_TOSS_CERT.fullmatch(code)):
+            raise TossRejected(http_status=self.http_status, error_code=code, reason=str(error.get("reason", "")))
+        # Whatever else has an "error" was said by somebody between Toss and us, who cannot know what Toss did.
+        raise Unintelligible("neither SUCCESS nor FAIL", http_status=self.http_status)
 
     def plain(self) -> dict[str, Any]:
-        """The JSON object of an answer outside the envelope (the token endpoint).
+        """The JSON object of an answer outside the envelope (the token endpoint), or its error in OAuth's form.
 
         Raises: TossRejected, Unintelligible.
         """
         body = self.json_object()
-        return self.success() if self.http_status >= HTTP_ERROR or body.get("error") else body
+        error = body.get("error")
+        if isinstance(error, str):  # RFC 6749 5.2
+            raise TossRejected(http_status=self.http_status, error_code=_code(error))
+        return self.success() if self.http_status >= HTTP_ERROR or error else body
 
     def parse(self, model: type[W], content: dict[str, Any]) -> W:
         """Raises: Unintelligible when the content is not of the documented form."""
@@ -217,10 +219,8 @@ def _faults_by_what_may_follow() -> Iterator[None]:
     except httpx2.DecodingError:
         raise Unintelligible("bad content encoding", http_status=0) from None
     except ssl.SSLError as error:
-        # TLS 1.3 reports a refused client certificate only at the first read, past the client's own errors.
-        if "ALERT" in (error.reason or ""):
-            raise NotSent(error.reason or "TLS alert", is_tls=True) from None
-        raise OutcomeUnknown("SSLError") from None
+        # Past the handshake, so the request may be with Toss already.
+        raise OutcomeUnknown(error.reason or "SSLError") from None
     except (httpx2.HTTPError, OSError) as error:
         raise OutcomeUnknown(type(error).__name__) from None
 

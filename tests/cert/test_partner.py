@@ -151,6 +151,7 @@ async def test_without_pinned_authorities_the_chain_is_skipped_and_said_so(embed
         verification = await bff.completed()
         sandbox.state.order_fault("result", "bad_signature", variant="foreign_ca")
         full = (await bff.as_partner("POST", verification, "/result", await bff.server_key())).json()
+    assert full["signature"]["isValid"] is None  # nothing failed, nobody is proved
     assert full["signature"]["checks"]["chain"] == "skipped"
     assert full["signature"]["checks"]["policy"] == "skipped"
 
@@ -204,6 +205,18 @@ async def test_erasure_removes_the_person_and_keeps_the_fact(bff, keeps_signatur
     assert_problem(await bff.result(verification), 410, "verification_erased")
     assert (await bff.status(verification)).json()["status"] == "COMPLETED"
     assert bff.sandbox.state.count("result") == 1
+
+
+async def test_what_is_erased_is_gone_from_the_files_too(embedded, sandbox, tmp_path):
+    async with Bff.running(settings_for(embedded, sandbox), sandbox) as bff:
+        verification = await bff.completed()
+        await bff.result(verification)
+        row = await row_of(bff, verification)
+        sealed = [row.identity.text.encode(), row.signature.text[:200].encode(), row.ci_hash.encode()]
+        await bff.as_partner("DELETE", verification, "", await bff.server_key())
+        stored = b"".join(file.read_bytes() for file in tmp_path.glob("bff.db*"))
+    assert verification.tx_id.encode() in stored
+    assert not [value for value in sealed if value in stored]
 
 
 async def test_an_erased_verification_cannot_be_read_afterwards(bff):

@@ -1,15 +1,17 @@
 """The result, safely: G1 (one call, two reads), G2 (nothing lost), G3 (per field), G4 (no blind repetition)."""
 
 import asyncio
+import time
 
 import pytest
 from sqlalchemy import select, update
 
 from app.cert.service import CertService, PartnerServer
 from app.cert.tables import ResultState, Verification
-from app.errors import StorageUnavailable, UpstreamInvalid
+from app.errors import ResultInProgress, StorageUnavailable, UpstreamInvalid, VerificationNotCompleted
 from app.toss.cert import StartedRequest
 from tests.conftest import settings_for
+from tests.hosts import Host, answering
 from tests.scenarios import Bff, assert_problem
 from tests.servers import free_port
 
@@ -37,6 +39,7 @@ LOST = [
     {"kind": "html_502", "after_effect": True},
     {"kind": "big_body"},
     {"kind": "wrong_tx"},
+    {"kind": "oauth_error", "error": "Gateway Timeout", "http_status": 504, "after_effect": True},
 ]
 
 
@@ -91,7 +94,6 @@ NOTHING_READ = [
     ({"kind": "fail_200", "code": "CE0002"}, 503, "upstream_unavailable"),
     ({"kind": "fail", "code": "CE3200", "http_status": 400}, 409, "verification_refused"),
     ({"kind": "fail_200", "code": "CE9999"}, 409, "verification_refused"),
-    ({"kind": "oauth_error", "error": "server_error", "http_status": 503}, 503, "upstream_unavailable"),
 ]
 
 
@@ -101,7 +103,7 @@ async def test_a_clear_no_uses_no_read(bff, sandbox, fault, status, code):
     sandbox.state.order_fault("result", times=4, **fault)
     for _ in range(4):
         problem = assert_problem(await bff.result(verification), status, code)
-        assert problem["tossCode"] == fault.get("code", fault.get("error"))
+        assert problem["tossCode"] == fault["code"]
     answer = await bff.result(verification)
     assert answer.json()["retrieval"] == {"source": "READ", "readsLeft": 1}
 
@@ -282,6 +284,76 @@ async def test_an_answer_that_was_given_up_is_kept_when_it_comes(bff, sandbox):
     assert (await bff.result(verification)).json()["retrieval"]["source"] == "STORED"
 
 
+@pytest.mark.parametrize("status", [302, 401, 403, 404, 429])
+async def test_a_refusal_by_somebody_in_between_uses_no_read(backend, sandbox, status):
+    """A firewall's page or a rate limit's: HTTP says that the request was not processed."""
+    async with Bff.running(settings_for(backend, sandbox), sandbox) as bff:
+        verification = await bff.completed()
+    page = answering(b"<html>no</html>", status=f"{status} No")
+    async with Host.running(page) as host:
+        blocked = settings_for(backend, sandbox, api_url=host.url[: -len("/call")])
+        async with Bff.running(blocked, sandbox) as bff:
+            for _ in range(3):
+                assert_problem(await bff.result(verification), 503, "upstream_unavailable")
+    async with Bff.running(settings_for(backend, sandbox), sandbox) as bff:
+        assert (await bff.result(verification)).json()["retrieval"] == {"source": "READ", "readsLeft": 1}
+
+
+@pytest.mark.parametrize("code", ["CE3100", "CE3101", "CE3103", "CE3006"])
+async def test_a_status_call_does_not_end_what_a_result_call_is_about_to_bring(bff, sandbox, code):
+    verification = await bff.completed()
+    sandbox.state.order_fault("result", "hold")
+    asking = asyncio.create_task(bff.result(verification))
+    await asyncio.to_thread(sandbox.state.wait_until, lambda state: state.held("result") == 1)
+    sandbox.state.order_fault("status", "fail", code=code)
+    await bff.status(verification)
+    sandbox.state.release()
+    assert (await asking).json()["retrieval"] == {"source": "READ", "readsLeft": 1}
+
+
+async def test_what_another_call_has_stored_meanwhile_answers_a_lost_one(embedded, sandbox):
+    impatient = settings_for(embedded, sandbox, read_timeout="PT0.5S")
+    async with Bff.running(impatient, sandbox) as bff:
+        verification = await bff.completed()
+        sandbox.state.order_fault("result", "hold")
+        first = asyncio.create_task(bff.result(verification))
+        await asyncio.to_thread(sandbox.state.wait_until, lambda state: state.held("result") == 1)
+        bff.clock.advance(seconds=31)
+        assert (await bff.result(verification)).json()["retrieval"]["source"] == "LAST_READ"
+        assert (await first).json()["retrieval"] == {"source": "STORED", "readsLeft": 0}
+        sandbox.state.release()
+
+
+async def test_a_process_that_was_stopped_before_its_call_does_not_call(bff, sandbox):
+    now = iter([0.0, 16.0, 16.0])
+    stopped = service(bff, monotonic=lambda: next(now))
+    verification = await bff.completed()
+    with pytest.raises(ResultInProgress):
+        await stopped.result(verification.tx_id, PartnerServer("test"))
+    assert sandbox.state.count("result") == 0
+    assert (await bff.result(verification)).json()["retrieval"] == {"source": "READ", "readsLeft": 1}
+
+
+async def test_an_unreadable_answer_does_not_take_a_better_one_with_it(bff, sandbox):
+    async def crash(step: str) -> None:
+        if step == "answer_kept":
+            raise Crash
+
+    verification = await bff.completed()
+    sandbox.state.order_fault("result", "damaged_tag")
+    with pytest.raises(Crash):
+        await service(bff, checkpoint=crash).result(verification.tx_id, PartnerServer("test"))
+    unreadable = await row_of(bff, verification)
+    assert_problem(await bff.result(verification), 502, "upstream_invalid")
+    with pytest.raises(Crash):
+        await service(bff, checkpoint=crash).result(verification.tx_id, PartnerServer("test"))
+
+    with pytest.raises(UpstreamInvalid):
+        await bff.resources.cert._open(unreadable)  # a reconcile that had loaded the row before
+
+    assert (await bff.result(verification)).json()["retrieval"]["source"] == "RECOVERED"
+
+
 class Faltering:
     """A database that is away for a number of transactions, once `falter` is called."""
 
@@ -296,12 +368,12 @@ class Faltering:
         return self._database.transaction()
 
 
-@pytest.mark.parametrize("away_for", [1, 2])
-async def test_a_database_that_is_away_for_a_moment_does_not_cost_the_answer(bff, sandbox, away_for):
+@pytest.mark.parametrize("step_before", ["leased", "answer_received"])
+async def test_a_database_that_is_away_for_a_moment_does_not_cost_the_answer(bff, sandbox, step_before):
     database = Faltering(bff.resources.database)
 
     async def falter(step: str) -> None:
-        database.away_for = away_for if step == "answer_received" else 0
+        database.away_for = 2 if step == step_before else 0
 
     verification = await bff.completed()
     retrieved = await service(bff, database=database, checkpoint=falter).result(
@@ -309,6 +381,19 @@ async def test_a_database_that_is_away_for_a_moment_does_not_cost_the_answer(bff
     )
     assert retrieved.source == "READ"
     assert sandbox.state.count("result") == 1
+
+
+async def test_a_database_that_is_away_for_a_moment_does_not_cost_a_read_that_was_none(bff, sandbox):
+    database = Faltering(bff.resources.database)
+
+    async def falter(step: str) -> None:
+        database.away_for = 2 if step == "leased" else 0
+
+    verification = await bff.start()
+    with pytest.raises(VerificationNotCompleted):
+        await service(bff, database=database, checkpoint=falter).result(verification.tx_id, PartnerServer("test"))
+    sandbox.state.approve(verification.tx_id)
+    assert (await bff.result(verification)).json()["retrieval"] == {"source": "READ", "readsLeft": 1}
 
 
 async def test_the_count_of_reads_cannot_pass_two_in_the_database_either(bff):
@@ -326,7 +411,7 @@ class Crash(Exception):
     """Stands for the end of the process."""
 
 
-def service(bff, *, api=None, checkpoint=None, database=None) -> CertService:
+def service(bff, *, api=None, checkpoint=None, database=None, monotonic=time.monotonic) -> CertService:
     """The service of this application with another Toss or database, or with a crash at one step."""
     own = bff.resources.cert
     return CertService(
@@ -337,6 +422,7 @@ def service(bff, *, api=None, checkpoint=None, database=None) -> CertService:
         rules=own._rules,
         clock=bff.clock,
         checkpoint=checkpoint or own._checkpoint,
+        monotonic=monotonic,
     )
 
 

@@ -243,8 +243,9 @@ async def test_the_repetition_never_shows_a_session_twice(call):
             await connection.writer.drain()
 
     async with Host.running(refuse) as host, api_at(host.url[: -len("/call")], token) as rig:
-        with pytest.raises(TossRejected):
+        with pytest.raises(Unintelligible) as caught:
             await CALLS[call](rig.api, "tx")
+        assert caught.value.was_refused
     assert len(bodies) == 2
     first, second = bodies
     assert first.keys() == second.keys()
