@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Protocol, TypeVar, cast
@@ -13,6 +13,16 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from typing_extensions import override
 
+from app.toss.governor import (
+    WINDOW,
+    BudgetStoreUnavailable,
+    Charge,
+    Decision,
+    SlidingWindow,
+    Verdict,
+    milliseconds,
+    step_of,
+)
 from app.toss.tokens import ServiceToken, TokenStoreUnavailable
 from app.vault import Place, Sealed, UnsealError, Vault
 
@@ -46,6 +56,12 @@ class SharedState(Protocol):
 
     async def unlock(self, name: str, fence: int) -> None: ...
 
+    async def spend(self, name: str, charges: Sequence[Charge], *, window: timedelta) -> Decision:
+        """All of the charges or none. Where counts may have been forgotten, nothing for a whole window."""
+
+    async def pause(self, name: str, length: timedelta, *, window: timedelta) -> None:
+        """Let nothing be spent for so long; a longer pause stays in force."""
+
     async def ping(self) -> None: ...
 
     async def aclose(self) -> None: ...
@@ -67,6 +83,8 @@ class InProcessState(SharedState):
         self._locks: dict[str, tuple[int, float]] = {}
         self._last_fence = 0
         self._written: dict[str, int] = {}
+        self._windows: dict[str, SlidingWindow] = {}
+        self._paused_until: dict[str, float] = {}
 
     def _entry(self, name: str) -> _Entry | None:
         entry = self._entries.get(name)
@@ -112,6 +130,19 @@ class InProcessState(SharedState):
             del self._locks[name]
 
     @override
+    async def spend(self, name: str, charges: Sequence[Charge], *, window: timedelta) -> Decision:
+        now = self._monotonic()
+        remaining = self._paused_until.get(name, now) - now
+        if remaining > 0:
+            return Decision(Verdict.PAUSED, timedelta(seconds=remaining))
+        return self._windows.setdefault(name, SlidingWindow(window)).take(charges, now=now)
+
+    @override
+    async def pause(self, name: str, length: timedelta, *, window: timedelta) -> None:
+        until = self._monotonic() + length.total_seconds()
+        self._paused_until[name] = max(self._paused_until.get(name, until), until)
+
+    @override
     async def ping(self) -> None:
         return
 
@@ -149,6 +180,94 @@ UNLOCK = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 return redis.call('DEL', KEYS[1])
 """
+# The head of both budget scripts. KEYS[1] is one hash with the counters of a whole budget and with what tells
+# whether they are complete, so that an eviction cannot take one without the other. They are not after a wipe (no
+# hash), in another server (restarted from an older copy of the data, or a replica that took over), or if the clock
+# went back: then all is forgotten, and nothing is admitted until all that was admitted has left the window.
+# ARGV: milliseconds since the epoch or '' for Redis's own clock, window and step in milliseconds.
+BUDGET = """
+local window, step, now = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[1])
+if not now then
+    local time = redis.call('TIME')
+    now = time[1] * 1000 + math.floor(time[2] / 1000)
+end
+local info = redis.pcall('INFO', 'server')
+local server = type(info) == 'string' and string.match(info, 'run_id:(%x+)') or ''
+local head = redis.call('HMGET', KEYS[1], 'server', 'last', 'opens', 'pause')
+local last, opens, pause = tonumber(head[2]), tonumber(head[3]) or 0, tonumber(head[4]) or 0
+local function note(field, instant) redis.call('HSET', KEYS[1], field, string.format('%.0f', instant)) end
+if not last or head[1] ~= server or now < last - step then
+    redis.call('DEL', KEYS[1])
+    redis.call('HSET', KEYS[1], 'server', server)
+    opens = now + window + step
+    pause = last and now + math.max(0, pause - last) or 0
+    last = now
+    note('last', last)
+    note('opens', opens)
+    note('pause', pause)
+end
+now = math.max(now, last)
+"""
+# Further KEYS: a hash for each counter with a subject. Further ARGV, three for each charge: the number of its key,
+# counter, cap. Answers what, milliseconds to wait, and the number of the charge that has to wait longest.
+SPEND = (
+    BUDGET
+    + """
+if pause > now then return {'paused', pause - now, 0} end
+if opens > now then return {'closed', opens - now, 0} end
+local bucket, oldest = math.floor(now / step), math.floor((now - window) / step)
+local counted = {}
+for number, key in ipairs(KEYS) do
+    local counts, old = {}, {}
+    local content = redis.call('HGETALL', key)
+    for position = 1, #content, 2 do
+        local counter, index = string.match(content[position], '^(.+)@(%d+)$')
+        if counter and tonumber(index) < oldest then
+            old[#old + 1] = content[position]
+        elseif counter then
+            counts[counter] = counts[counter] or {total = 0}
+            counts[counter].total = counts[counter].total + tonumber(content[position + 1])
+            counts[counter][tonumber(index)] = tonumber(content[position + 1])
+        end
+    end
+    for _, field in ipairs(old) do redis.call('HDEL', key, field) end
+    counted[number] = counts
+end
+local wait, fullest = 0, 0
+for position = 4, #ARGV, 3 do
+    local counts = counted[tonumber(ARGV[position])][ARGV[position + 1]] or {total = 0}
+    local excess = counts.total - tonumber(ARGV[position + 2]) + 1
+    if excess > 0 then
+        local ends = now + window + step
+        for index = oldest, bucket do
+            excess = excess - (counts[index] or 0)
+            if excess <= 0 then
+                ends = (index + 1) * step + window
+                break
+            end
+        end
+        if ends - now > wait then wait, fullest = ends - now, (position - 4) / 3 end
+    end
+end
+if wait > 0 then return {'full', wait, fullest} end
+for position = 4, #ARGV, 3 do
+    local number = tonumber(ARGV[position])
+    redis.call('HINCRBY', KEYS[number], ARGV[position + 1] .. '@' .. string.format('%.0f', bucket), 1)
+    if number > 1 then redis.call('PEXPIRE', KEYS[number], window + 2 * step) end
+end
+note('last', now)
+return {'admitted', 0, 0}
+"""
+)
+# Further ARGV: milliseconds of the pause.
+PAUSE = (
+    BUDGET
+    + """
+note('last', now)
+note('pause', math.max(pause, now + tonumber(ARGV[4])))
+return 1
+"""
+)
 
 T = TypeVar("T")
 
@@ -156,7 +275,15 @@ T = TypeVar("T")
 class RedisState(SharedState):
     """One round trip a method; the scripts are atomic. Keys of one name share a hash tag, for Redis Cluster."""
 
-    def __init__(self, url: str, *, timeout: timedelta, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout: timedelta,
+        monotonic: Callable[[], float] = time.monotonic,
+        budget_clock: Callable[[], float] | None = None,
+    ) -> None:
+        """The budget goes by Redis's own clock, one for all replicas. Tests, unable to move it, bring another."""
         seconds = timeout.total_seconds()
         # A blocking pool: callers beyond it wait their turn instead of being told that Redis is away.
         pool = BlockingConnectionPool.from_url(
@@ -177,6 +304,9 @@ class RedisState(SharedState):
         self._drop = self._redis.register_script(DROP)
         self._lock = self._redis.register_script(LOCK)
         self._unlock = self._redis.register_script(UNLOCK)
+        self._budget_clock = budget_clock
+        self._spend = self._redis.register_script(SPEND)
+        self._pause = self._redis.register_script(PAUSE)
 
     @override
     async def read(self, name: str) -> str | None:
@@ -200,6 +330,27 @@ class RedisState(SharedState):
     @override
     async def unlock(self, name: str, fence: int) -> None:
         await self._ask(lambda: self._unlock(keys=[_key(name, "lock")], args=[str(fence)]))
+
+    @override
+    async def spend(self, name: str, charges: Sequence[Charge], *, window: timedelta) -> Decision:
+        keys, args = [_key(name, "budget")], self._budget_args(window)
+        for charge in charges:
+            # A counter of its own for each user has a key of its own, which ends; the others are few and stay.
+            if charge.subject:
+                keys.append(_key(name, f"budget:{charge.counter}:{charge.subject}"))
+            args += [len(keys) if charge.subject else 1, charge.counter, charge.cap]
+        verdict, wait, number = await self._ask(lambda: self._spend(keys=keys, args=args))
+        counter = charges[int(number)].counter if verdict == Verdict.FULL.value else ""
+        return Decision(Verdict(verdict), timedelta(milliseconds=int(wait)), counter)
+
+    @override
+    async def pause(self, name: str, length: timedelta, *, window: timedelta) -> None:
+        args = [*self._budget_args(window), _milliseconds(length)]
+        await self._ask(lambda: self._pause(keys=[_key(name, "budget")], args=args))
+
+    def _budget_args(self, window: timedelta) -> list[str | int]:
+        now = int(self._budget_clock() * 1000) if self._budget_clock else ""
+        return [now, milliseconds(window), step_of(window)]
 
     @override
     async def ping(self) -> None:
@@ -303,3 +454,25 @@ class SharedTokenStore:
             return await answer
         except SharedStateUnavailable as error:
             raise TokenStoreUnavailable from error
+
+
+class SharedBudget:
+    """The governor's store: one pot in shared state, named after what Toss counts together (a mini-app)."""
+
+    def __init__(self, *, state: SharedState, name: str, window: timedelta = WINDOW) -> None:
+        self._state = state
+        self._name = name
+        self._window = window
+
+    async def take(self, charges: Sequence[Charge]) -> Decision:
+        return await self._ask(self._state.spend(self._name, charges, window=self._window))
+
+    async def pause(self, length: timedelta) -> None:
+        await self._ask(self._state.pause(self._name, length, window=self._window))
+
+    @staticmethod
+    async def _ask(answer: Awaitable[T]) -> T:
+        try:
+            return await answer
+        except SharedStateUnavailable as error:
+            raise BudgetStoreUnavailable from error
