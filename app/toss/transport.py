@@ -5,18 +5,27 @@ import json
 import random
 import re
 import ssl
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Final, Self, TypeVar
 
 import httpx2
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from typing_extensions import override
 
+from app.toss.certificates import (
+    CertificateKeeper,
+    CertificateRefused,
+    CertificateSources,
+    ClientCertificate,
+    ssl_context,
+)
 from app.toss.errors import NotSent, OutcomeUnknown, TossRejected, Unintelligible
 
 MAX_ANSWER_BYTES = 1024 * 1024
@@ -26,6 +35,23 @@ KEEPALIVE = timedelta(seconds=15)
 MAX_CODE_LENGTH = 64
 HTTP_ERROR = 400
 OF_TOSS_CERT = re.compile(r"CE\d{4}")
+GATEWAY_REFUSALS = frozenset({400, 401, 403, 495, 496})
+"""What gateways answer to a client certificate they do not take; 495 and 496 are nginx's own."""
+REFUSING_ALERTS = frozenset(
+    {
+        "ACCESS_DENIED",
+        "BAD_CERTIFICATE",
+        "CERTIFICATE_EXPIRED",
+        "CERTIFICATE_REQUIRED",
+        "CERTIFICATE_REVOKED",
+        "CERTIFICATE_UNKNOWN",
+        "DECRYPT_ERROR",
+        "HANDSHAKE_FAILURE",
+        "UNKNOWN_CA",
+        "UNSUPPORTED_CERTIFICATE",
+    }
+)
+"""As OpenSSL names them after `_ALERT_` (RFC 8446, 6.2)."""
 
 
 def _null_text_is_absent(value: object) -> object:
@@ -121,7 +147,85 @@ class Probe:
     """The server's own time, from its Date header; whole seconds."""
 
 
-class Transport:
+class _Calls(ABC):
+    """The calls, however they reach the other side."""
+
+    async def post_form(self, url: str, form: Mapping[str, str]) -> Answer:
+        return await self._send("POST", url, data=dict(form))
+
+    async def post_json(
+        self,
+        url: str,
+        body: Mapping[str, Any],
+        *,
+        bearer: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer:
+        authorization = {} if bearer is None else {"Authorization": f"Bearer {bearer}"}
+        return await self._send("POST", url, json=dict(body), headers={**(headers or {}), **authorization})
+
+    async def get_json(self, url: str, *, headers: Mapping[str, str] | None = None) -> Answer:
+        return await self._send("GET", url, headers=dict(headers or {}))
+
+    async def _send(self, method: str, url: str, **content: Any) -> Answer:  # noqa: ANN401 - passed on to the client
+        """Send, and once more if nothing was sent the first time. Nothing else is ever repeated here.
+
+        Raises: NotSent, OutcomeUnknown, Unintelligible.
+        """
+        try:
+            return await self._send_once(method, url, **content)
+        except NotSent as error:
+            if error.is_tls:
+                raise
+        await asyncio.sleep(random.uniform(0.02, 0.1))  # noqa: S311 - jitter, not a secret
+        return await self._send_once(method, url, **content)
+
+    @abstractmethod
+    async def _send_once(self, method: str, url: str, **content: Any) -> Answer: ...  # noqa: ANN401
+
+    @abstractmethod
+    async def probe(self, url: str) -> Probe:
+        """Connect and look, without a user's or the token endpoint's credentials.
+
+        Raises: NotSent, OutcomeUnknown.
+        """
+
+    @abstractmethod
+    async def aclose(self) -> None: ...
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+
+@dataclass(frozen=True)
+class _Limits:
+    pool_size: int
+    connect_timeout: timedelta
+    read_timeout: timedelta
+
+    def client(self, context: ssl.SSLContext) -> httpx2.AsyncClient:
+        return httpx2.AsyncClient(
+            verify=context,
+            trust_env=False,  # no proxies from the environment
+            follow_redirects=False,
+            limits=httpx2.Limits(
+                max_connections=self.pool_size,
+                max_keepalive_connections=self.pool_size,
+                keepalive_expiry=KEEPALIVE.total_seconds(),
+            ),
+            timeout=httpx2.Timeout(
+                self.read_timeout.total_seconds(),
+                connect=self.connect_timeout.total_seconds(),
+                pool=self.read_timeout.total_seconds(),
+            ),
+            headers={"Accept": "application/json", "User-Agent": "apps-in-toss-bff"},
+        )
+
+
+class Transport(_Calls):
     """One pooled client for one trust domain, for the life of the process.
 
     A TLS context costs tens of milliseconds and a connection a round trip or three: neither is made per call.
@@ -136,93 +240,202 @@ class Transport:
         connect_timeout: timedelta,
         read_timeout: timedelta,
     ) -> None:
-        context = ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        self._client = httpx2.AsyncClient(
-            verify=context,
-            trust_env=False,  # no proxies from the environment
-            follow_redirects=False,
-            limits=httpx2.Limits(
-                max_connections=pool_size,
-                max_keepalive_connections=pool_size,
-                keepalive_expiry=KEEPALIVE.total_seconds(),
-            ),
-            timeout=httpx2.Timeout(
-                read_timeout.total_seconds(),
-                connect=connect_timeout.total_seconds(),
-                pool=read_timeout.total_seconds(),
-            ),
-            headers={"Accept": "application/json", "User-Agent": "apps-in-toss-bff"},
+        self._client = _Limits(pool_size, connect_timeout, read_timeout).client(ssl_context(None, ca_file))
+
+    @override
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
+    @override
+    async def _send_once(self, method: str, url: str, **content: Any) -> Answer:
+        with _faults_by_what_may_follow():
+            async with self._client.stream(method, url, **content) as response:
+                return await _answer(response)
+
+    @override
+    async def probe(self, url: str) -> Probe:
+        with _faults_by_what_may_follow():
+            async with self._client.stream("HEAD", url) as response:
+                return _probe(response)
+
+
+class MutualTransport(_Calls):
+    """A transport that shows a client certificate, and changes it without losing a call (decision 0011).
+
+    A call is told which certificate to use when its turn has come. So none waits with an old one while a new one
+    takes over, to open its connection when the old one has been revoked.
+    """
+
+    def __init__(
+        self,
+        *,
+        sources: CertificateSources,
+        probe_url: str,
+        ca_file: Path | None,
+        pool_size: int,
+        connect_timeout: timedelta,
+        read_timeout: timedelta,
+        longest_call: timedelta,
+        clock: Callable[[], datetime],
+        look_every: timedelta = timedelta(seconds=10),
+        retry_every: timedelta = timedelta(seconds=60),
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`probe_url` answers GET with anything at all, behind the same listener as the calls.
+
+        Reads nothing but the CA file yet. Raises: OSError (ssl.SSLError included) for that.
+        """
+        ssl_context(None, ca_file)
+        limits = _Limits(pool_size, connect_timeout, read_timeout)
+
+        async def open_pool(certificate: ClientCertificate) -> _MutualPool:
+            context = await asyncio.to_thread(ssl_context, certificate, ca_file)
+            return _MutualPool(limits.client(context), probe_url=probe_url)
+
+        self._turns = asyncio.Semaphore(pool_size)
+        self._patience = read_timeout.total_seconds()
+        self.keeper: Final = CertificateKeeper(
+            sources=sources,
+            open_pool=open_pool,
+            clock=clock,
+            look_every=look_every,
+            retry_every=retry_every,
+            longest_call=longest_call,
+            monotonic=monotonic,
         )
+
+    @override
+    async def aclose(self) -> None:
+        await self.keeper.aclose()
+
+    @override
+    async def _send_once(self, method: str, url: str, **content: Any) -> Answer:
+        """With another pair once if the one in use is refused: whoever refuses has looked at nothing else."""
+        async with self._turn():
+            async with self.keeper.lease() as lease:
+                try:
+                    return await lease.pool.send(method, url, **content)
+                except CertificateRefused:
+                    if not await self.keeper.replace(lease.certificate):
+                        raise
+                except (NotSent, ConnectionLost):
+                    self.keeper.doubt()
+                    raise
+            async with self.keeper.lease() as lease:
+                return await lease.pool.send(method, url, **content)
+
+    @override
+    async def probe(self, url: str) -> Probe:
+        async with self._turn(), self.keeper.lease() as lease:
+            return await lease.pool.probe(url)
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self._patience):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise NotSent("PoolTimeout") from None
+        try:
+            yield
+        finally:
+            self._turns.release()
+
+
+class _MutualPool:
+    """Connections that show one client certificate."""
+
+    def __init__(self, client: httpx2.AsyncClient, *, probe_url: str) -> None:
+        self._client = client
+        self._probe_url = probe_url
+
+    async def send(self, method: str, url: str, **content: Any) -> Answer:  # noqa: ANN401 - passed on to the client
+        """Raises: CertificateRefused, ConnectionLost, and what Transport raises."""
+        with _faults_by_what_may_follow(is_mutual=True):
+            async with self._client.stream(method, url, **content) as response:
+                return _unless_refused(await _answer(response))
+
+    async def probe(self, url: str) -> Probe:
+        """With GET, because a gateway says why it refuses in a body only. Raises: as `send`."""
+        with _faults_by_what_may_follow(is_mutual=True):
+            async with self._client.stream("GET", url) as response:
+                with suppress(Unintelligible):  # whatever it says, it says it to this certificate
+                    _unless_refused(await _answer(response))
+                return _probe(response)
+
+    async def prove(self) -> None:
+        await self.probe(self._probe_url)
 
     async def aclose(self) -> None:
         await self._client.aclose()
 
-    async def __aenter__(self) -> Self:
-        return self
 
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
+class ConnectionLost(OutcomeUnknown):
+    """The connection ended where an answer was expected. A server that refuses a certificate may do just that."""
 
-    async def post_form(self, url: str, form: Mapping[str, str]) -> Answer:
-        return await self._send(url, data=dict(form))
 
-    async def post_json(self, url: str, body: Mapping[str, Any], *, bearer: str) -> Answer:
-        return await self._send(url, json=dict(body), headers={"Authorization": f"Bearer {bearer}"})
+async def _answer(response: httpx2.Response) -> Answer:
+    body = bytearray()
+    try:
+        async for chunk in response.aiter_bytes():
+            body += chunk
+            if len(body) > MAX_ANSWER_BYTES:
+                raise Unintelligible("too large", http_status=response.status_code)
+    except (ssl.SSLError, httpx2.ReadError, httpx2.RemoteProtocolError) as error:
+        # An answer had begun, so the request was processed, whatever an alert now says about certificates.
+        raise OutcomeUnknown(type(error).__name__) from None
+    return Answer(response.status_code, bytes(body))
 
-    async def _send(self, url: str, **content: Any) -> Answer:  # noqa: ANN401 - passed on to the client
-        """Send, and once more if nothing was sent the first time. Nothing else is ever repeated here.
 
-        Raises: NotSent, OutcomeUnknown, Unintelligible.
-        """
-        try:
-            return await self._send_once(url, **content)
-        except NotSent as error:
-            if error.is_tls:
-                raise
-        await asyncio.sleep(random.uniform(0.02, 0.1))  # noqa: S311 - jitter, not a secret
-        return await self._send_once(url, **content)
+def _probe(response: httpx2.Response) -> Probe:
+    stream = response.extensions.get("network_stream")
+    tls = stream.get_extra_info("ssl_object") if stream else None
+    certificate = tls.getpeercert() if tls else None
+    return Probe(
+        tls_version=tls.version() if tls else None,
+        certificate_expires_at=certificate["notAfter"] if certificate else None,
+        clock=_http_date(response.headers.get("date")),
+    )
 
-    async def _send_once(self, url: str, **content: Any) -> Answer:  # noqa: ANN401
-        with _faults_by_what_may_follow():
-            async with self._client.stream("POST", url, **content) as response:
-                body = bytearray()
-                async for chunk in response.aiter_bytes():
-                    body += chunk
-                    if len(body) > MAX_ANSWER_BYTES:
-                        raise Unintelligible("too large", http_status=response.status_code)
-                return Answer(response.status_code, bytes(body))
 
-    async def probe(self, url: str) -> Probe:
-        """Connect and look, without any credentials.
-
-        Raises: NotSent, OutcomeUnknown.
-        """
-        with _faults_by_what_may_follow():
-            async with self._client.stream("HEAD", url) as response:
-                stream = response.extensions.get("network_stream")
-                tls = stream.get_extra_info("ssl_object") if stream else None
-                certificate = tls.getpeercert() if tls else None
-                return Probe(
-                    tls_version=tls.version() if tls else None,
-                    certificate_expires_at=certificate["notAfter"] if certificate else None,
-                    clock=_http_date(response.headers.get("date")),
-                )
+def _unless_refused(answer: Answer) -> Answer:
+    """As nginx does: it completes the handshake, then answers every request with a page about the certificate."""
+    if answer.http_status in GATEWAY_REFUSALS:
+        page = answer.body.lstrip().lower()
+        if page.startswith(b"<") and b"certificate" in page:
+            raise CertificateRefused(f"refused by a gateway (HTTP {answer.http_status})")
+    return answer
 
 
 @contextmanager
-def _faults_by_what_may_follow() -> Iterator[None]:
+def _faults_by_what_may_follow(*, is_mutual: bool = False) -> Iterator[None]:
     try:
         yield
     except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
-        raise NotSent(str(error) or type(error).__name__, is_tls=_is_tls_fault(error)) from None
+        fault = _tls_fault(error)
+        if is_mutual and fault is not None and _is_refusal(fault):
+            raise CertificateRefused(fault.reason) from None
+        raise NotSent(str(error) or type(error).__name__, is_tls=fault is not None) from None
     except httpx2.DecodingError:
         raise Unintelligible("bad content encoding", http_status=0) from None
     except ssl.SSLError as error:
-        # Past the handshake, so the request may be with Toss already.
-        raise OutcomeUnknown(error.reason or "SSLError") from None
+        # TLS 1.3 reports a refused client certificate only at the first read, past the client's own errors.
+        if not _is_refusal(error):
+            raise OutcomeUnknown(error.reason or "SSLError") from None
+        if is_mutual:
+            raise CertificateRefused(error.reason) from None
+        raise NotSent(error.reason, is_tls=True) from None
+    except (httpx2.ReadError, httpx2.RemoteProtocolError) as error:
+        lost = ConnectionLost if is_mutual else OutcomeUnknown
+        raise lost(type(error).__name__) from None
     except (httpx2.HTTPError, OSError) as error:
         raise OutcomeUnknown(type(error).__name__) from None
+
+
+def _is_refusal(error: ssl.SSLError) -> bool:
+    """Alerts that end a handshake over a certificate. Others may also come after the request was processed."""
+    _, is_alert, about = (error.reason or "").partition("_ALERT_")
+    return bool(is_alert) and about in REFUSING_ALERTS
 
 
 def _http_date(text: str | None) -> datetime | None:
@@ -233,11 +446,12 @@ def _http_date(text: str | None) -> datetime | None:
     return instant if instant.tzinfo is not None else None
 
 
-def _is_tls_fault(error: BaseException) -> bool:
-    """Whether trying again is of no use. A handshake that merely takes too long is no fault of TLS."""
+def _tls_fault(error: BaseException) -> ssl.SSLError | None:
+    """What makes trying again of no use. A handshake that merely takes too long is no fault of TLS."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLError):
-            return not isinstance(cause, ssl.SSLWantReadError | ssl.SSLWantWriteError)
+            is_waiting = isinstance(cause, ssl.SSLWantReadError | ssl.SSLWantWriteError)
+            return None if is_waiting else cause
         cause = cause.__cause__ or cause.__context__
-    return False
+    return None

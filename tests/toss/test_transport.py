@@ -130,7 +130,7 @@ async def test_tls_older_than_1_2_is_refused(ca):
     assert (error.is_tls, connections) == (True, 1)
 
 
-async def test_an_alert_at_the_first_read_leaves_the_outcome_unknown(ca):
+async def test_a_client_certificate_that_is_asked_for_at_the_first_read_means_not_sent(ca):
     """TLS 1.3 lets the client finish first; the alert comes where the answer was expected (platform table)."""
     context = tls_of(ca)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -153,8 +153,8 @@ async def test_an_alert_at_the_first_read_leaves_the_outcome_unknown(ca):
         await silence(connection)  # reading on keeps a reset from winning the race against the alert
 
     async with Host.running(script) as host:
-        error = await fault_of(ca, host.url.replace("http:", "https:"), OutcomeUnknown)
-        assert host.connections == 1
+        error = await fault_of(ca, host.url.replace("http:", "https:"), NotSent)
+        assert (error.is_tls, host.connections) == (True, 1)
         assert "ALERT" in str(error)
 
 
@@ -525,3 +525,19 @@ def test_bad_fields_are_named_but_never_shown():
 
 def test_an_answer_does_not_show_its_body():
     assert SECRET not in repr(answer({"body": SECRET}))
+
+
+async def test_an_alert_after_the_answer_has_begun_leaves_the_outcome_unknown(ca):
+    """Whatever it says about certificates: there is an answer, so the request was processed."""
+    alert = bytes((21, 3, 3, 0, 2, 2, 42))  # fatal, bad_certificate; in clear, where TLS expects a sealed record
+
+    async def script(connection: Connection) -> None:
+        await connection.request()
+        connection.send(b'{"resultType":', length=1000)
+        await connection.writer.drain()
+        connection.writer.transport._ssl_protocol._transport.write(alert)
+        await silence(connection)
+
+    async with Host.running(script, tls=tls_of(ca)) as host:
+        error = await fault_of(ca, host.url, OutcomeUnknown)
+    assert "SSL" in str(error)
