@@ -12,6 +12,7 @@ from app.errors import StorageUnavailable
 from app.reseal import keys_in_use
 from app.resources import Resources
 from app.shared_state import SharedStateUnavailable
+from app.toss.certificates import CertificateRefused, expiry_mark
 from app.toss.errors import NotSent, OutcomeUnknown, TossError, TossRejected, Unintelligible
 from app.toss.transport import Probe
 
@@ -45,6 +46,7 @@ async def examine(resources: Resources) -> AsyncIterator[Finding]:
     for url in (resources.cert_tokens.url, resources.settings.cert.api_url):
         origin = _origin(url)
         checks[_name(origin)] = partial(_host, origin=origin)
+    checks["client certificate"] = _client_certificate
     for name, check in checks.items():
         try:
             async with asyncio.timeout(PATIENCE):
@@ -124,6 +126,39 @@ async def _host(resources: Resources, *, origin: str) -> list[Finding]:
         _certificate(name, probe, resources.clock()),
         _clock(urlsplit(origin).hostname or "", probe, resources.clock()),
     ]
+
+
+async def _client_certificate(resources: Resources) -> list[Finding]:
+    """Every pair that lies there, and whether the partner API takes the one in use."""
+    check, transport = "client certificate", resources.partner_transport
+    if transport is None:
+        return [_ok(check, "none given; Toss Cert needs none")]
+    keeper = transport.keeper
+    await keeper.look()
+    findings = [_ok(check, f"repaired while reading: {note}") for note in keeper.repairs]
+    findings += [
+        _fault(check, str(fault), "Put a pair from the console (both files, as downloaded) in its place.")
+        for fault in keeper.faults
+    ]
+    if keeper.certificate is None:
+        return findings
+    used = keeper.certificate
+    what = f"{used.subject} (serial {used.serial}) is in use, {used.days_left(resources.clock())} days are left"
+    if expiry_mark(used, resources.clock()) is not None:
+        findings.append(_fault(check, what, "Issue a new pair in the console and add it; both may be valid."))
+    else:
+        findings.append(_ok(check, what))
+    url = resources.settings.toss.api_url
+    try:
+        probe = await transport.probe(url)
+    except CertificateRefused as error:
+        fix = "It was revoked, belongs to another mini-app, or was never issued by Toss: issue a new one."
+        findings.append(_fault(check, f"{urlsplit(url).hostname} refuses it ({error})", fix))
+    except TossError as error:
+        findings.append(_fault(_name(_origin(url)), *_explain(error)))
+    else:
+        findings.append(_certificate(_name(_origin(url)), probe, resources.clock()))
+    return findings
 
 
 def _certificate(name: str, probe: Probe, now: datetime) -> Finding:

@@ -14,13 +14,22 @@ import structlog
 from app.cert.service import CertService, Checkpoint, Rules
 from app.database import Database
 from app.server_keys import ServerKeys
-from app.settings import MAX_REQUEST_LIFE, RESULT_WINDOW, CertSettings, Settings, SettingsError, VaultSettings
+from app.settings import (
+    MAX_REQUEST_LIFE,
+    RESULT_WINDOW,
+    CertSettings,
+    Settings,
+    SettingsError,
+    TossSettings,
+    VaultSettings,
+)
 from app.shared_state import InProcessState, RedisState, SharedState, SharedTokenStore
 from app.toss.cert import CertApi, CertEndpoints
+from app.toss.certificates import CertificateSources
 from app.toss.crypto import TOSS_PUBLIC_KEY, PublicKey
 from app.toss.signature import SignatureChecker
 from app.toss.tokens import TokenEndpoint, TokenKeeper
-from app.toss.transport import Transport
+from app.toss.transport import MutualTransport, Transport
 from app.vault import Vault
 
 Clock = Callable[[], datetime]
@@ -39,6 +48,8 @@ class Resources:
     shared_state: SharedState
     cert_transport: Transport
     cert_tokens: TokenEndpoint
+    partner_transport: MutualTransport | None
+    """To the Apps-in-Toss partner API; None without a client certificate."""
     cert: CertService
     server_keys: ServerKeys
 
@@ -64,6 +75,11 @@ async def open_resources(settings: Settings, *, clock: Clock = utc_now) -> Async
                 read_timeout=cert.read_timeout,
             )
             stack.push_async_callback(transport.aclose)
+        with _noting("BFF_TOSS__CA_FILE", faults):
+            partner_transport = _partner_transport(settings, clock=clock)
+            if partner_transport is not None:
+                stack.push_async_callback(partner_transport.aclose)
+        faults += _certificate_faults(settings, clock())
         with _noting("BFF_DATABASE__URL", faults):
             database = Database(
                 settings.database.url.get_secret_value(),
@@ -114,6 +130,7 @@ async def open_resources(settings: Settings, *, clock: Clock = utc_now) -> Async
             shared_state=shared_state,
             cert_transport=transport,
             cert_tokens=endpoint,
+            partner_transport=partner_transport,
             cert=service,
             server_keys=ServerKeys(database=database, vault=vault, clock=clock),
         )
@@ -150,6 +167,49 @@ def _noting(variable: str, faults: list[str]) -> Iterator[None]:
         faults.append(f"{variable}: cannot be read ({error.strerror or type(error).__name__})")
     except Exception as error:  # noqa: BLE001 - SQLAlchemy, redis and our own parsers each have their own
         faults.append(f"{variable}: cannot be used ({type(error).__name__})")
+
+
+def _certificate_sources(toss: TossSettings) -> CertificateSources:
+    return CertificateSources(
+        folder=toss.certificate_folder,
+        files=[(toss.certificate_file, toss.key_file)] if toss.certificate_file else (),
+        texts=[
+            (
+                toss.certificate_pem.get_secret_value(),
+                toss.key_pem.get_secret_value() if toss.key_pem else None,
+            )
+        ]
+        if toss.certificate_pem
+        else (),
+    )
+
+
+def _certificate_faults(settings: Settings, now: datetime) -> list[str]:
+    """Production does not start with a client certificate that cannot be used (G14)."""
+    sources = _certificate_sources(settings.toss)
+    if settings.environment != "production" or not sources.is_configured:
+        return []
+    found = sources.read()
+    return [] if found.usable(now) else [f"BFF_TOSS__CERTIFICATE: {fault}" for fault in found.faults_at(now)]
+
+
+def _partner_transport(settings: Settings, *, clock: Clock) -> MutualTransport | None:
+    toss = settings.toss
+    sources = _certificate_sources(toss)
+    if not sources.is_configured:
+        return None
+    return MutualTransport(
+        sources=sources,
+        probe_url=toss.api_url,
+        ca_file=toss.ca_file,
+        pool_size=toss.pool_size,
+        connect_timeout=toss.connect_timeout,
+        read_timeout=toss.read_timeout,
+        longest_call=toss.connect_timeout + toss.read_timeout * 2,
+        clock=clock,
+        look_every=toss.certificate_look_every,
+        retry_every=toss.certificate_retry_every,
+    )
 
 
 def _shared_state(settings: Settings) -> SharedState:

@@ -208,6 +208,25 @@ class CertSettings(Group):
     signature_time_tolerance: Duration = timedelta(minutes=5)
 
 
+class TossSettings(Group):
+    """The Apps-in-Toss partner API, which wants a client certificate. Unused until one is given."""
+
+    api_url: Url = "https://apps-in-toss-api.toss.im"
+    ca_file: Path | None = None
+    certificate_folder: Path | None = None
+    """A folder of pairs (`<name>_public.crt`, `<name>_private.key`); changes are noticed without a restart."""
+    certificate_file: Path | None = None
+    key_file: Path | None = None
+    certificate_pem: SecretStr | None = None
+    key_pem: SecretStr | None = None
+    certificate_look_every: Duration = timedelta(seconds=10)
+    certificate_retry_every: Duration = timedelta(seconds=60)
+    connect_timeout: Duration = timedelta(seconds=3)
+    read_timeout: Duration = timedelta(seconds=15)
+    """Toss Pay asks for 13 to 15 seconds on an execution (apps-in-toss reference 2.4)."""
+    pool_size: int = Field(20, ge=1, le=100)
+
+
 class FaultSettings(Group):
     """For tests of crashes only; production refuses every value."""
 
@@ -232,6 +251,7 @@ class Settings(BaseSettings):
     redis: RedisSettings = RedisSettings()
     vault: VaultSettings
     cert: CertSettings
+    toss: TossSettings = TossSettings()
     fault: FaultSettings = FaultSettings()
 
     @property
@@ -289,7 +309,11 @@ class Settings(BaseSettings):
     def _production_checks(self) -> list[tuple[str, bool]]:
         cert, vault = self.cert, self.vault
         sqlite = self.database.url.get_secret_value().startswith("sqlite")
-        hosts = {"BFF_CERT__TOKEN_URL": cert.token_url, "BFF_CERT__API_URL": cert.api_url}
+        hosts = {
+            "BFF_CERT__TOKEN_URL": cert.token_url,
+            "BFF_CERT__API_URL": cert.api_url,
+            "BFF_TOSS__API_URL": self.toss.api_url,
+        }
         keys = {f"BFF_VAULT__KEYS[{key_id}]": vault.key_bytes(key) for key_id, key in vault.keys.items()}
         keys["BFF_VAULT__HASH_KEY"] = vault.key_bytes(vault.hash_key)
         return [

@@ -53,6 +53,7 @@ async def test_a_healthy_service_has_no_faults(settings, sandbox, backend):
         "token endpoint",
         f"TLS to 127.0.0.1:{port}",
         "clock",
+        "client certificate",
     ]
     assert "TLSv1.3" in found[4].what
     assert ("not configured" in found[2].what) == (backend.name == "embedded")
