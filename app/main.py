@@ -10,10 +10,10 @@ from starlette.middleware.cors import CORSMiddleware
 import app.cert.routes
 import app.health
 from app import problems
-from app.network import BodyLimit
+from app.network import BodyLimit, mini_app_origins
 from app.observability import RequestLog, configure_logging, request_id_of
 from app.resources import Clock, open_resources, utc_now
-from app.settings import Settings, SettingsError
+from app.settings import NetworkSettings, Settings, SettingsError
 
 
 def create_app(settings: Settings, *, clock: Clock = utc_now) -> FastAPI:
@@ -41,7 +41,7 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> FastAPI:
     application.add_middleware(BodyLimit, limit_bytes=settings.server.body_limit_bytes)
     application.add_middleware(
         CORSMiddleware,
-        allow_origins=settings.network.allowed_origins,
+        allow_origins=allowed_origins(settings.network),
         allow_methods=("GET", "POST", "DELETE"),
         allow_headers=("Authorization", "Content-Type"),
         expose_headers=("Retry-After", "X-Request-Id"),
@@ -58,6 +58,10 @@ def from_environment() -> FastAPI:
     settings = Settings.from_environment()
     configure_logging(level=settings.logging.level, is_json=settings.logging.format == "json")
     return create_app(settings)
+
+
+def allowed_origins(network: NetworkSettings) -> tuple[str, ...]:
+    return (*network.allowed_origins, *(mini_app_origins(network.app_name) if network.app_name else ()))
 
 
 def _operation_id(route: APIRoute) -> str:

@@ -1,4 +1,4 @@
-"""What comes in: how large a body may be. Who may call in, and from where, is decided here too."""
+"""What comes in: from which pages, and how large. Who may call in by address will be decided here too."""
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -7,6 +7,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.errors import PayloadTooLarge
 from app.observability import request_id_of
 from app.problems import render
+
+
+def mini_app_origins(app_name: str) -> tuple[str, ...]:
+    """Live and console test, of both generations of the SDK (apps-in-toss reference 5.1, 18: allow all four)."""
+    places = ("apps", "private-apps", "web", "private-web")
+    return tuple(f"https://{app_name}.{place}.tossmini.com" for place in places)
 
 
 class BodyLimit:

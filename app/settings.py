@@ -126,8 +126,10 @@ class LoggingSettings(Group):
 
 
 class NetworkSettings(Group):
+    app_name: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
+    """The mini-app's name in the console: its four origins may call (CORS). No cookies are used anywhere."""
     allowed_origins: tuple[str, ...] = ()
-    """Browser origins that may call `/api/v1` (CORS). No cookies are used anywhere."""
+    """Further browser origins, such as a developer's own."""
 
 
 class DatabaseSettings(Group):
