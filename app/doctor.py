@@ -12,8 +12,8 @@ from app.errors import StorageUnavailable
 from app.reseal import keys_in_use
 from app.resources import Resources
 from app.shared_state import SharedStateUnavailable
-from app.toss.certificates import CertificateRefused, expiry_mark
-from app.toss.errors import NotSent, OutcomeUnknown, TossError, TossRejected, Unintelligible
+from app.toss.certificates import expiry_mark
+from app.toss.errors import CertificateRefused, NotSent, OutcomeUnknown, TossError, TossRejected, Unintelligible
 from app.toss.transport import Probe
 
 CLOCK_TOLERANCE = timedelta(seconds=5)

@@ -2,6 +2,7 @@
 
     TossError
     ├── NotSent          never processed: may be sent again (a TLS fault will not go away by itself)
+    │   └── CertificateRefused
     ├── OutcomeUnknown   perhaps processed: ask, never resend blindly
     ├── TossRejected     a clear "no"
     └── Unintelligible   an answer that is not of the promised form; perhaps processed
@@ -21,6 +22,13 @@ class NotSent(TossError):
     def __init__(self, why: str, *, is_tls: bool = False) -> None:
         super().__init__(why)
         self.is_tls = is_tls
+
+
+class CertificateRefused(NotSent):
+    """The other side does not take our client certificate, so it has looked at nothing else."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why, is_tls=True)
 
 
 class OutcomeUnknown(TossError):

@@ -19,14 +19,9 @@ import httpx2
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from typing_extensions import override
 
-from app.toss.certificates import (
-    CertificateKeeper,
-    CertificateRefused,
-    CertificateSources,
-    ClientCertificate,
-    ssl_context,
-)
-from app.toss.errors import NotSent, OutcomeUnknown, TossRejected, Unintelligible
+from app.toss.certificate_keeper import CertificateKeeper
+from app.toss.certificates import CertificateSources, ClientCertificate, ssl_context
+from app.toss.errors import CertificateRefused, NotSent, OutcomeUnknown, TossRejected, Unintelligible
 
 MAX_ANSWER_BYTES = 1024 * 1024
 """No documented answer comes near; more is not read."""

@@ -27,10 +27,9 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
+from app.toss.certificate_keeper import CertificateKeeper
 from app.toss.certificates import (
     MAX_FILE_BYTES,
-    CertificateKeeper,
-    CertificateRefused,
     CertificateSources,
     FaultKind,
     Found,
@@ -38,7 +37,7 @@ from app.toss.certificates import (
     expiry_mark,
     ssl_context,
 )
-from app.toss.errors import NotSent, OutcomeUnknown
+from app.toss.errors import CertificateRefused, NotSent, OutcomeUnknown
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 DAY = timedelta(days=1)

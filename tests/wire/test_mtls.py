@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from app.toss.certificates import CertificateSources, FaultKind
-from app.toss.errors import NotSent, OutcomeUnknown
-from app.toss.transport import CertificateRefused, ConnectionLost, MutualTransport, Transport
+from app.toss.errors import CertificateRefused, NotSent, OutcomeUnknown
+from app.toss.transport import ConnectionLost, MutualTransport, Transport
 from app.toss.transport import _faults_by_what_may_follow as faults
 
 OK = b'{"resultType":"SUCCESS","success":{}}'
