@@ -91,6 +91,13 @@ class ScopeMissing(AppError):
     title = "The server key does not have the scope for this"
 
 
+class AddressNotAllowed(AppError):
+    code = "address_not_allowed"
+    status = 403
+    title = "This address may not call here"
+    level = logging.WARNING
+
+
 # --- A verification -----------------------------------------------------------------------------------------
 
 

@@ -10,10 +10,12 @@ from starlette.middleware.cors import CORSMiddleware
 import app.cert.routes
 import app.health
 from app import problems
-from app.network import BodyLimit, mini_app_origins
+from app.network import Allowlist, BodyLimit, mini_app_origins
 from app.observability import RequestLog, configure_logging, request_id_of
 from app.resources import Clock, open_resources, utc_now
 from app.settings import NetworkSettings, Settings, SettingsError
+
+CALLBACKS = "/callbacks/toss"
 
 
 def create_app(settings: Settings, *, clock: Clock = utc_now) -> FastAPI:
@@ -39,6 +41,12 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> FastAPI:
     # Added last is outermost: the log sees everything, CORS also covers what is refused further in.
     application.add_middleware(problems.LastResort, request_id_of=request_id_of)
     application.add_middleware(BodyLimit, limit_bytes=settings.server.body_limit_bytes)
+    application.add_middleware(
+        Allowlist,
+        prefix=CALLBACKS,
+        networks=settings.network.callback_allowlist,
+        trusted_proxies=settings.network.trusted_proxies,
+    )
     application.add_middleware(
         CORSMiddleware,
         allow_origins=allowed_origins(settings.network),

@@ -13,12 +13,22 @@ from collections import Counter
 from collections.abc import Iterable
 from datetime import timedelta
 from enum import StrEnum
+from ipaddress import IPv4Network
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, Self, get_origin
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    IPvAnyNetwork,
+    SecretStr,
+    ValidationError,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "BFF_"
@@ -26,6 +36,14 @@ JSON_TYPES = (dict, tuple, frozenset)
 TOSS_PUBLIC_KEY_SHA256 = "3c9b95d619baa27623d5509d68e2c48df2330abac55e69de5a0a5b9c555ff9e3"
 """Of the DER of the published key (toss-cert reference 4.5)."""
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
+TOSS_CALLBACK_NETWORKS = tuple(
+    IPv4Network(network)
+    for place in ("117.52.3", "211.115.96", "106.249.5")
+    for network in (f"{place}.11/32", f"{place}.80/29")
+)
+"""From where Toss calls (apps-in-toss reference 2.3): .11 and .80 to .87 of each place."""
+WIDEST_PROXY_NETWORK = {4: 8, 6: 16}
+"""Shortest prefix by IP version that production takes for trusted proxies: 10.0.0.0/8, but not 0.0.0.0/0."""
 RESULT_WINDOW = timedelta(minutes=60)
 """Time for result calls after the user has finished (toss-cert reference 8)."""
 MAX_REQUEST_LIFE = timedelta(seconds=1800)
@@ -128,6 +146,10 @@ class LoggingSettings(Group):
 class NetworkSettings(Group):
     app_name: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
     """The mini-app's name in the console: its four origins may call (CORS). No cookies are used anywhere."""
+    trusted_proxies: tuple[IPvAnyNetwork, ...] = ()
+    """Only what these say in X-Forwarded-For is believed."""
+    callback_allowlist: tuple[IPvAnyNetwork, ...] = TOSS_CALLBACK_NETWORKS
+    """Who may call below `/callbacks/toss`. Empty: nobody."""
     allowed_origins: tuple[str, ...] = ()
     """Further browser origins, such as a developer's own."""
 
@@ -345,6 +367,18 @@ class Settings(BaseSettings):
             (
                 "BFF_NETWORK__ALLOWED_ORIGINS: holds more than https origins",
                 not all(origin.startswith("https://") for origin in self.network.allowed_origins),
+            ),
+            ("BFF_NETWORK__CALLBACK_ALLOWLIST: empty, so Toss cannot call", not self.network.callback_allowlist),
+            (
+                "BFF_NETWORK__CALLBACK_ALLOWLIST: admits everybody",
+                any(network.prefixlen == 0 for network in self.network.callback_allowlist),
+            ),
+            (
+                "BFF_NETWORK__TRUSTED_PROXIES: trusts far more than proxies",
+                any(
+                    network.prefixlen < WIDEST_PROXY_NETWORK[network.version]
+                    for network in self.network.trusted_proxies
+                ),
             ),
             ("BFF_FAULT__PAUSE_AT: for tests of crashes only", self.fault.pause_at is not None),
         ]

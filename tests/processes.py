@@ -53,7 +53,7 @@ def _text(value: Any) -> str:
 class Server:
     """One process. Its log is read as it comes, so that it never waits for a reader."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, **environment: str) -> None:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         own = settings.model_copy(
@@ -65,7 +65,7 @@ class Server:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "app", "serve"],
             cwd=ROOT,
-            env=environment_of(own),
+            env=environment_of(own) | environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -114,8 +114,8 @@ class Server:
 
 
 @contextmanager
-def serving(settings: Settings) -> Iterator[Server]:
-    server = Server(settings)
+def serving(settings: Settings, **environment: str) -> Iterator[Server]:
+    server = Server(settings, **environment)
     try:
         server.wait_for("Application startup complete")
         yield server

@@ -33,6 +33,7 @@ CODES = {
     "result_in_progress": 409,
     "result_outcome_unknown": 504,
     "result_reads_exhausted": 410,
+    "address_not_allowed": 403,
     "scope_missing": 403,
     "sealed_data_unreadable": 503,
     "server_key_required": 401,

@@ -1,9 +1,16 @@
-"""Which pages may call from a browser."""
+"""Who may call: which pages from a browser, and which addresses."""
 
+from ipaddress import ip_network
+
+import httpx2
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from app.network import resolve_caller
 from tests.conftest import settings_for
-from tests.scenarios import Bff
+from tests.processes import serving
+from tests.scenarios import Bff, assert_problem
 
 PATH = "/api/v1/cert/requests"
 
@@ -66,3 +73,138 @@ async def test_without_a_name_no_page_may(embedded, sandbox):
 def test_a_name_that_is_none_is_refused(one, name):
     with pytest.raises(ValueError, match="app_name"):
         type(one.network).model_validate({"app_name": name})
+
+
+# --- Addresses (G10) --------------------------------------------------------------------------------------
+
+PROXIES = [ip_network("10.0.0.0/8"), ip_network("fd00::/8")]
+TOSS = "117.52.3.11"
+ME = "198.51.100.7"
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "client"),
+    [
+        # Without a trusted proxy no header counts.
+        (ME, [], ME),
+        (ME, [TOSS], ME),
+        (TOSS, [ME], TOSS),
+        ("::ffff:117.52.3.11", [], TOSS),
+        ("2001:db8::1", [TOSS], "2001:db8::1"),
+        # Behind trusted proxies the walk goes from the right.
+        ("10.0.0.1", [TOSS], TOSS),
+        ("10.0.0.1", [f"{TOSS}, 10.0.0.2"], TOSS),
+        ("10.0.0.1", [TOSS, "10.0.0.2"], TOSS),
+        ("10.0.0.1", [f"{TOSS}, {ME}"], ME),
+        ("10.0.0.1", [TOSS, ME], ME),
+        ("10.0.0.1", [f"{TOSS}, {ME}, 10.0.0.2"], ME),
+        ("10.0.0.1", [f"{TOSS}:4711"], TOSS),
+        ("10.0.0.1", ["[2001:db8::1]:443"], "2001:db8::1"),
+        ("10.0.0.1", ["[::ffff:117.52.3.11]"], TOSS),
+        ("10.0.0.1", ["::ffff:117.52.3.11"], TOSS),
+        ("fd00::1", [f"\t{TOSS} "], TOSS),
+        ("::ffff:10.0.0.1", [TOSS], TOSS),
+        # All of them ours: nobody else is known.
+        ("10.0.0.1", [], "10.0.0.1"),
+        ("10.0.0.1", ["10.0.0.3, 10.0.0.2"], "10.0.0.3"),
+        # What cannot be read hides whoever stands to the left of it.
+        *(
+            ("10.0.0.1", [f"{TOSS}, {unreadable}"], None)
+            for unreadable in (
+                *("", "unknown", "_hidden", "localhost", "117.52.3.11.", "117.52.3", "117.52.3.011", "0x7f.1"),
+                *("117.52.3.11:", "117.52.3.11:x", "117.52.3.11:123456", "[117.52.3.11]", "[::1", "::1]", "[::1]x"),
+                *("fe80::1%eth0", "117.52.3.11/32", "１１７.52.3.11", '"117.52.3.11"', "for=117.52.3.11"),
+            )
+        ),
+        ("10.0.0.1", [f"{TOSS},"], None),
+        ("10.0.0.1", [""], None),
+        ("10.0.0.1", [TOSS + ", 10.0.0.2" * 200], None),
+        # A peer that is none.
+        ("", [TOSS], None),
+        ("testclient", [TOSS], None),
+        (None, [TOSS], None),
+    ],
+)
+def test_who_is_calling(peer, forwarded, client):
+    caller = resolve_caller(peer, forwarded, PROXIES)
+    assert (str(caller.client_ip) if caller.client_ip else None) == client
+
+
+@given(st.lists(st.text(alphabet="0123456789abcdef.:[], \tx%", max_size=60), max_size=4))
+def test_whatever_a_client_writes_only_the_peer_counts_without_a_trusted_proxy(forwarded):
+    assert str(resolve_caller(ME, forwarded, PROXIES).client_ip) == ME
+
+
+@given(st.lists(st.text(alphabet="0123456789abcdef.:[], \tx%", max_size=60), max_size=4))
+def test_whatever_a_client_writes_the_last_hop_counts_behind_one(forwarded):
+    caller = resolve_caller("10.0.0.1", [*forwarded, ME], PROXIES)
+    assert str(caller.client_ip) in {ME, "None"}
+
+
+def with_network(settings, **network):
+    return settings.model_copy(update={"network": type(settings.network).model_validate(network)})
+
+
+CALLBACK = "/callbacks/toss/login-unlink"
+
+
+@pytest.mark.parametrize("path", ["/callbacks/toss", CALLBACK, "/callbacks/toss/", "/callbacks/toss//x"])
+async def test_a_stranger_is_refused_below_the_prefix_before_the_body_is_read(one, sandbox, path):
+    async with Bff.running(one, sandbox) as bff:
+        refused = await bff.http.post(path, headers={"X-Forwarded-For": TOSS}, content=b"x" * 10**6)
+        assert_problem(refused, 403, "address_not_allowed")
+        assert (await bff.http.get("/livez", headers={"X-Forwarded-For": TOSS})).status_code == 200
+        assert (await bff.http.get("/callbacks/tossed")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "address", ["117.52.3.11", "211.115.96.80", "106.249.5.87", "117.52.3.79", "117.52.3.88", "117.52.3.12"]
+)
+async def test_toss_s_published_addresses_are_the_default(one, sandbox, address):
+    behind = with_network(one, trusted_proxies=["192.0.2.10/32"])
+    last = int(address.rpartition(".")[2])
+    async with Bff.running(behind, sandbox) as bff:
+        answer = await bff.http.post(CALLBACK, headers={"X-Forwarded-For": address})
+        assert answer.status_code == (404 if last == 11 or 80 <= last <= 87 else 403)
+
+
+async def test_an_empty_list_refuses_everybody(one, sandbox):
+    async with Bff.running(with_network(one, callback_allowlist=[]), sandbox) as bff:
+        assert_problem(await bff.http.post(CALLBACK), 403, "address_not_allowed")
+
+
+@pytest.mark.parametrize("believes", [True, False], ids=["behind a trusted proxy", "without one"])
+async def test_through_a_real_socket_no_forged_header_passes(one, believes):
+    """Nor does the environment that widens uvicorn's own trust."""
+    trusted = {"trusted_proxies": ["127.0.0.1/32"]} if believes else {}
+    settings = with_network(one, callback_allowlist=["117.52.3.11/32"], **trusted)
+    with serving(settings, FORWARDED_ALLOW_IPS="*", UVICORN_PROXY_HEADERS="1") as server:
+        forged = [
+            {"X-Forwarded-For": f"{TOSS}, {ME}"},
+            {"X-Forwarded-For": f"{TOSS}, nonsense"},
+            {"X-Real-IP": TOSS},
+            {"Forwarded": f"for={TOSS}"},
+            {"X-Forwarded-For": ME},
+            {},
+        ]
+        async with httpx2.AsyncClient(base_url=server.url, trust_env=False) as http:
+            answers = [(await http.post(CALLBACK, headers=headers)).status_code for headers in forged]
+            genuine = (await http.post(CALLBACK, headers={"X-Forwarded-For": TOSS})).status_code
+    assert set(answers) == {403}
+    assert genuine == (404 if believes else 403)
+
+
+@pytest.mark.parametrize(
+    ("network", "fault"),
+    [
+        ({"callback_allowlist": []}, "empty"),
+        ({"callback_allowlist": ["0.0.0.0/0"]}, "everybody"),
+        ({"trusted_proxies": ["0.0.0.0/0"]}, "far more"),
+        ({"trusted_proxies": ["::/0"]}, "far more"),
+    ],
+)
+def test_production_refuses_lists_that_protect_nothing(one, network, fault):
+    production = with_network(one, **network).model_copy(update={"environment": "production"})
+    assert any(fault in text and "BFF_NETWORK__" in text for text in production.faults())
+    sound = with_network(one, trusted_proxies=["10.0.0.0/8"]).model_copy(update={"environment": "production"})
+    assert not any("BFF_NETWORK__" in text for text in sound.faults())
