@@ -335,10 +335,7 @@ async def test_a_process_that_was_stopped_before_its_call_does_not_call(bff, san
 
 
 async def test_an_unreadable_answer_does_not_take_a_better_one_with_it(bff, sandbox):
-    async def crash(step: str) -> None:
-        if step == "answer_kept":
-            raise Crash
-
+    crash = crash_at("answer_kept")
     verification = await bff.completed()
     sandbox.state.order_fault("result", "damaged_tag")
     with pytest.raises(Crash):
@@ -411,6 +408,14 @@ class Crash(Exception):
     """Stands for the end of the process."""
 
 
+def crash_at(where: str):
+    async def checkpoint(step: str) -> None:
+        if step == where:
+            raise Crash
+
+    return checkpoint
+
+
 def service(bff, *, api=None, checkpoint=None, database=None, monotonic=time.monotonic) -> CertService:
     """The service of this application with another Toss or database, or with a crash at one step."""
     own = bff.resources.cert
@@ -427,10 +432,7 @@ def service(bff, *, api=None, checkpoint=None, database=None, monotonic=time.mon
 
 
 async def test_the_answer_is_sealed_before_it_is_opened_and_gone_afterwards(bff, sandbox):
-    async def crash(step: str) -> None:
-        if step == "answer_kept":
-            raise Crash
-
+    crash = crash_at("answer_kept")
     verification = await bff.completed()
     with pytest.raises(Crash):
         await service(bff, checkpoint=crash).result(verification.tx_id, PartnerServer("test"))
@@ -445,10 +447,7 @@ async def test_the_answer_is_sealed_before_it_is_opened_and_gone_afterwards(bff,
 
 
 async def test_reconcile_opens_an_answer_that_a_crash_left_closed(bff, sandbox):
-    async def crash(step: str) -> None:
-        if step == "answer_kept":
-            raise Crash
-
+    crash = crash_at("answer_kept")
     verification = await bff.completed()
     with pytest.raises(Crash):
         await service(bff, checkpoint=crash).result(verification.tx_id, PartnerServer("test"))
@@ -459,10 +458,7 @@ async def test_reconcile_opens_an_answer_that_a_crash_left_closed(bff, sandbox):
 
 
 async def test_reconcile_ends_what_has_no_read_left(bff, sandbox):
-    async def crash(step: str) -> None:
-        if step == "answer_received":
-            raise Crash
-
+    crash = crash_at("answer_received")
     verification = await bff.completed()
     for _ in range(2):
         with pytest.raises(Crash):
