@@ -35,6 +35,10 @@ MAX_NUMBER = 36_500
 MIGRATION_TIMEOUT = timedelta(minutes=10)
 
 
+class OutdatedTables(Exception):
+    """The database is there, and not ready for this release."""
+
+
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     command: Command = options.command
@@ -48,6 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return MISCONFIGURED
+    except OutdatedTables:
+        print("The database's tables are missing or old. Run: python -m app migrate", file=sys.stderr)
+        return FAILED
     except AppError as error:
         print(f"{error.title}.", file=sys.stderr)
         return FAILED
@@ -79,7 +86,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     issue = add("issue", _issue, "make a server key; it is shown once", keys)
     issue.add_argument("--name", required=True, type=_key_name, help="who will hold it")
-    issue.add_argument("--scope", required=True, action="append", choices=[str(scope) for scope in Scope])
+    issue.add_argument(
+        "--scope", required=True, action="append", choices=[str(scope) for scope in Scope], help="may be repeated"
+    )
     issue.add_argument("--days", type=_positive, help="lifetime; without it the key lives until it is revoked")
     add("list", _list, "list server keys", keys)
     revoke = add("revoke", _revoke, "revoke a server key, at once on every replica", keys)
@@ -106,8 +115,7 @@ def _key_name(text: str) -> str:
 def _serve(_options: argparse.Namespace) -> int:
     settings = _settings()
     if not _run(settings, _is_current):
-        print("The database's tables are missing or old. Run: python -m app migrate", file=sys.stderr)
-        return FAILED
+        raise OutdatedTables
     config = uvicorn.Config(
         "app.main:from_environment",
         factory=True,
@@ -186,7 +194,7 @@ def _doctor(_options: argparse.Namespace) -> int:
 
 def _reconcile(_options: argparse.Namespace) -> int:
     settings = _settings()
-    done = _run(settings, reconcile)
+    done = _run_on_tables(settings, reconcile)
     print(
         f"leases settled: {done.leases_settled}, answers opened: {done.answers_opened}, "
         f"identities erased: {done.identities_erased}, signatures erased: {done.signatures_erased}"
@@ -207,7 +215,7 @@ def _issue(options: argparse.Namespace) -> int:
             f"key id:     {issued.key_id}\nserver key: {issued.secret}\nThe key is not stored and not shown again."
         )
 
-    _run(settings, issue)
+    _run_on_tables(settings, issue)
     return OK
 
 
@@ -220,13 +228,13 @@ def _list(_options: argparse.Namespace) -> int:
             end = f"until {key.expires_at:%Y-%m-%d}" if key.expires_at else "no end"
             print(f"{key.key_id}  {state:<18}  {end:<16}  {','.join(key.scopes)}  {key.name}")
 
-    _run(settings, show)
+    _run_on_tables(settings, show)
     return OK
 
 
 def _revoke(options: argparse.Namespace) -> int:
     settings = _settings()
-    is_revoked = _run(settings, lambda resources: resources.server_keys.revoke(options.key_id))
+    is_revoked = _run_on_tables(settings, lambda resources: resources.server_keys.revoke(options.key_id))
     print("Revoked." if is_revoked else "There is no such active key.")
     return OK if is_revoked else FAILED
 
@@ -238,7 +246,7 @@ def _generate(_options: argparse.Namespace) -> int:
 
 def _reseal(options: argparse.Namespace) -> int:
     settings = _settings()
-    columns = _run(settings, lambda opened: reseal(opened.database, opened.vault, batch=options.batch))
+    columns = _run_on_tables(settings, lambda opened: reseal(opened.database, opened.vault, batch=options.batch))
     for column in columns:
         print(f"{column.column}: {column.resealed} resealed, {column.unreadable} unreadable")
     return FAILED if any(column.unreadable for column in columns) else OK
@@ -248,6 +256,15 @@ def _settings() -> Settings:
     settings = Settings.from_environment()
     configure_logging(level=settings.logging.level, is_json=settings.logging.format == "json")
     return settings
+
+
+def _run_on_tables(settings: Settings, use: Callable[[Resources], Awaitable[T]]) -> T:
+    async def use_tables(resources: Resources) -> T:
+        if not await resources.database.is_current():
+            raise OutdatedTables
+        return await use(resources)
+
+    return _run(settings, use_tables)
 
 
 def _run(settings: Settings, use: Callable[[Resources], Awaitable[T]]) -> T:

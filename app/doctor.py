@@ -143,7 +143,7 @@ async def _client_certificate(resources: Resources) -> list[Finding]:
     if keeper.certificate is None:
         return findings
     used = keeper.certificate
-    what = f"{used.subject} (serial {used.serial}) is in use, {used.days_left(resources.clock())} days are left"
+    what = f"{used.subject} (serial {used.serial}, hexadecimal), ends in {used.days_left(resources.clock())} days"
     if expiry_mark(used, resources.clock()) is not None:
         findings.append(_fault(check, what, "Issue a new pair in the console and add it; both may be valid."))
     else:
@@ -155,7 +155,7 @@ async def _client_certificate(resources: Resources) -> list[Finding]:
         fix = "It was revoked, belongs to another mini-app, or was never issued by Toss: issue a new one."
         findings.append(_fault(check, f"{urlsplit(url).hostname} refuses it ({error})", fix))
     except TossError as error:
-        findings.append(_fault(_name(_origin(url)), *_explain(error)))
+        findings.append(_fault(_name(_origin(url)), *_explain(error, "BFF_TOSS")))
     else:
         findings.append(_certificate(_name(_origin(url)), probe, resources.clock()))
     return findings
@@ -181,12 +181,12 @@ def _clock(host: str, probe: Probe, now: datetime) -> Finding:
     return _ok("clock", what)
 
 
-def _explain(error: TossError) -> tuple[str, str]:
+def _explain(error: TossError, group: str = "BFF_CERT") -> tuple[str, str]:
     match error:
         case NotSent(is_tls=True):
             return (
                 f"TLS failed ({error})",
-                "Check BFF_CERT__CA_FILE (empty: the system's store; slim images need ca-certificates), "
+                f"Check {group}__CA_FILE (empty: the system's store; slim images need ca-certificates), "
                 "the host name, and whether a proxy in between replaces certificates.",
             )
         case NotSent():

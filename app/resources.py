@@ -190,7 +190,9 @@ def _certificate_faults(settings: Settings, now: datetime) -> list[str]:
     if settings.environment != "production" or not sources.is_configured:
         return []
     found = sources.read()
-    return [] if found.usable(now) else [f"BFF_TOSS__CERTIFICATE: {fault}" for fault in found.faults_at(now)]
+    return (
+        [] if found.usable(now) else [f"BFF_TOSS (client certificate): {fault}" for fault in found.faults_at(now)]
+    )
 
 
 def _partner_transport(settings: Settings, *, clock: Clock) -> MutualTransport | None:

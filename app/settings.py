@@ -152,6 +152,8 @@ class NetworkSettings(Group):
     """Who may call below `/callbacks/toss`. Empty: nobody."""
     allowed_origins: tuple[str, ...] = ()
     """Further browser origins, such as a developer's own."""
+    accept_hosts: tuple[str, ...] = ()
+    """Production talks to other hosts than those of toss.im only if they are confirmed here."""
 
 
 class DatabaseSettings(Group):
@@ -200,8 +202,6 @@ class CertSettings(Group):
     """CA file for Toss's servers; None means the operating system's store."""
     public_key: str | None = None
     """Toss's RSA key (Base64 of DER, or PEM); None means the published one (reference 4.5, Q15)."""
-    accept_hosts: tuple[str, ...] = ()
-    """Production talks to other hosts than those of toss.im only if they are confirmed here."""
     accept_public_key_sha256: str | None = None
     """Production takes a key other than the published one only if its fingerprint is confirmed here."""
     version: str = Field("v1", pattern=r"^[A-Za-z0-9._-]{1,32}$")
@@ -348,8 +348,8 @@ class Settings(BaseSettings):
             ),
             *(
                 (
-                    f"{name}: not a host of toss.im, and BFF_CERT__ACCEPT_HOSTS does not confirm it",
-                    not _is_trusted_host(urlsplit(url).hostname or "", cert.accept_hosts),
+                    f"{name}: not a host of toss.im, and BFF_NETWORK__ACCEPT_HOSTS does not confirm it",
+                    not _is_trusted_host(urlsplit(url).hostname or "", self.network.accept_hosts),
                 )
                 for name, url in hosts.items()
             ),

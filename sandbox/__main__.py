@@ -33,22 +33,28 @@ def main() -> int:
     toss_port = _free_port("Toss", options.toss_port)
     bff_port = options.bff_port if options.only else _free_port("the BFF", options.bff_port)
     bff_url = f"http://{_HOST}:{bff_port}"
-    server = SandboxServer(folder, toss_port=toss_port, control_port=page_port, bff_url=bff_url)
+    partner_port = _free_port("the partner API", options.partner_port)
+    server = SandboxServer(
+        folder, toss_port=toss_port, control_port=page_port, partner_port=partner_port, bff_url=bff_url
+    )
     with _stop_signals() as stopped, server:
         wiring = _bff_environment(server, folder, bff_port)
         if options.only:
             _print_exports(server, wiring)
             stopped.wait()
             return 0
-        # What the caller has set already wins.
-        return _run_bff(server, wiring | os.environ, stopped)
+        # What the caller has set already wins, but for the port: it may have been busy.
+        environment = wiring | os.environ | {"BFF_SERVER__PORT": str(bff_port)}
+        return _run_bff(server, environment, stopped)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m sandbox", description=__doc__)
     parser.add_argument("--port", type=int, default=9480, help="the page and the control API")
     parser.add_argument("--toss-port", type=int, default=9443, help="Toss, over TLS")
-    parser.add_argument("--bff-port", type=int, default=int(os.environ.get("BFF_SERVER__PORT", "8000")))
+    parser.add_argument("--partner-port", type=int, default=9444, help="Toss's partner API, over mutual TLS")
+    bff_port = int(os.environ.get("BFF_SERVER__PORT", "8000"))
+    parser.add_argument("--bff-port", type=int, default=bff_port, help="the BFF")
     parser.add_argument("--state-dir", type=Path, default=Path("var/sandbox"), help="keys and the BFF's database")
     parser.add_argument("--only", action="store_true", help="do not start a BFF; print what it needs")
     return parser.parse_args()
@@ -88,7 +94,18 @@ def _bff_environment(server: SandboxServer, folder: Path, bff_port: int) -> dict
         "BFF_CERT__PUBLIC_KEY": server.public_key,
         "BFF_CERT__SIGNATURE_CA_FILES": json.dumps([str(path) for path in server.signature_ca_files]),
         "BFF_CERT__REQUEST_URL": "intoss://my-granite-app",
+        "BFF_TOSS__API_URL": server.partner_url,
+        "BFF_TOSS__CA_FILE": str(server.ca_file),
+        "BFF_TOSS__CERTIFICATE_FOLDER": str(_client_certificates(server, folder / "client-certificates")),
     }
+
+
+def _client_certificates(server: SandboxServer, folder: Path) -> Path:
+    """As somebody would have put them there who has downloaded a pair from the console."""
+    folder.mkdir(exist_ok=True)
+    if not list(folder.glob("*_public.crt")):
+        server.issue_client_certificate().write(folder)
+    return folder
 
 
 def _vault_keys(path: Path) -> dict[str, str]:
@@ -106,7 +123,8 @@ def _print_exports(server: SandboxServer, wiring: dict[str, str]) -> None:
         print(f"export {name}={shlex.quote(value)}")
     print(f"# Page         {server.control_url}/")
     print(f"# Control API  {server.control_url}/control/state")
-    print(f"# Toss         {server.toss_url}", flush=True)
+    print(f"# Toss         {server.toss_url}")
+    print(f"# Partner API  {server.partner_url}", flush=True)
 
 
 def _run_bff(server: SandboxServer, environment: dict[str, str], stopped: threading.Event) -> int:
@@ -145,6 +163,7 @@ def _print_addresses(server: SandboxServer, bff_url: str) -> None:
     print(f"  BFF API docs         {bff_url}/docs")
     print(f"  Control API          {server.control_url}/control/state")
     print(f"  Toss (sandbox)       {server.toss_url}")
+    print(f"  Partner API (mTLS)   {server.partner_url}")
     print("  Ctrl+C 로 끝내요 · ends it")
     print(flush=True)
 

@@ -205,6 +205,6 @@ async def test_through_a_real_socket_no_forged_header_passes(one, believes):
 )
 def test_production_refuses_lists_that_protect_nothing(one, network, fault):
     production = with_network(one, **network).model_copy(update={"environment": "production"})
-    assert any(fault in text and "BFF_NETWORK__" in text for text in production.faults())
+    assert any(fault in text and text.startswith("BFF_NETWORK__") for text in production.faults())
     sound = with_network(one, trusted_proxies=["10.0.0.0/8"]).model_copy(update={"environment": "production"})
-    assert not any("BFF_NETWORK__" in text for text in sound.faults())
+    assert not any(text.startswith("BFF_NETWORK__") for text in sound.faults())

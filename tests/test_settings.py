@@ -187,7 +187,7 @@ def test_loopback_may_do_without_tls_but_not_in_production(environment, host):
     environment(BFF_ENVIRONMENT="development", BFF_CERT__API_URL=f"http://{host}")
     assert Settings.from_environment().cert.api_url == f"http://{host}"
     assert faults_of(environment, BFF_ENVIRONMENT="production") == [
-        "BFF_CERT__API_URL: not a host of toss.im, and BFF_CERT__ACCEPT_HOSTS does not confirm it"
+        "BFF_CERT__API_URL: not a host of toss.im, and BFF_NETWORK__ACCEPT_HOSTS does not confirm it"
     ]
 
 
@@ -205,15 +205,15 @@ def test_loopback_may_do_without_tls_but_not_in_production(environment, host):
     ],
 )
 def test_production_talks_to_toss_only_or_to_hosts_that_are_confirmed(environment, host):
-    fault = "BFF_CERT__API_URL: not a host of toss.im, and BFF_CERT__ACCEPT_HOSTS does not confirm it"
+    fault = "BFF_CERT__API_URL: not a host of toss.im, and BFF_NETWORK__ACCEPT_HOSTS does not confirm it"
     assert faults_of(environment, BFF_CERT__API_URL=f"https://{host}") == [fault]
     name = host.partition(":")[0]
-    environment(BFF_CERT__API_URL=f"https://{host}", BFF_CERT__ACCEPT_HOSTS=json.dumps([name]))
+    environment(BFF_CERT__API_URL=f"https://{host}", BFF_NETWORK__ACCEPT_HOSTS=json.dumps([name]))
     assert Settings.from_environment().faults() == []
 
 
 def test_loopback_cannot_be_confirmed_for_production(environment):
-    assert faults_of(environment, BFF_CERT__API_URL="https://localhost", BFF_CERT__ACCEPT_HOSTS='["localhost"]')
+    assert faults_of(environment, BFF_CERT__API_URL="https://localhost", BFF_NETWORK__ACCEPT_HOSTS='["localhost"]')
 
 
 @pytest.mark.parametrize("key", [bytes(range(32)), b"a phrase of thirty-two letters..", b"\x01\x02" * 16])

@@ -15,6 +15,7 @@ from app.settings import DisclosedField
 from app.toss.cert import RequestStatus
 
 MAX_NAME = 80
+PHONE = "^[0-9]{10,11}$"
 MAX_LINKING_TEXT = 200
 """CI and DI have 88 characters in the samples; the length is not promised (toss-cert reference 3.6)."""
 NAME_MARKS = frozenset(" .,'’-·")
@@ -37,6 +38,12 @@ def _person_name(name: str) -> str:
     return name
 
 
+def _phone(text: str) -> str:
+    if not re.fullmatch(PHONE, text):
+        raise ValueError("must be 10 or 11 digits and nothing else")
+    return text
+
+
 def _birthday(text: str) -> str:
     birthday = parse_birthday(text)
     if birthday is None or not EARLIEST_BIRTHDAY <= birthday <= datetime.now(UTC).astimezone(KOREA).date():
@@ -51,8 +58,11 @@ def _printable(text: str) -> str:
 
 
 PersonName = Annotated[str, Field(min_length=1, max_length=MAX_NAME * 3), AfterValidator(_person_name)]
-Phone = Annotated[str, Field(pattern=r"^[0-9]{10,11}$", description="Digits only, 10 or 11 of them")]
-Birthday = Annotated[str, Field(pattern=r"^[0-9]{8}$", description="YYYYMMDD"), AfterValidator(_birthday)]
+# The patterns are for the document; what is wrong is said in words by the validators.
+Phone = Annotated[str, AfterValidator(_phone), Field(json_schema_extra={"pattern": PHONE})]
+Birthday = Annotated[
+    str, AfterValidator(_birthday), Field(description="YYYYMMDD", json_schema_extra={"pattern": "^[0-9]{8}$"})
+]
 LinkingText = Annotated[str, Field(min_length=1, max_length=MAX_LINKING_TEXT), AfterValidator(_printable)]
 
 

@@ -46,7 +46,7 @@ async def test_doctor_proves_a_good_pair(one, sandbox, folder):
     sandbox.issue_client_certificate().write(folder)
     (found,) = await findings(one)
     assert found.startswith("ok my-granite-app (serial ")
-    assert "389 days are left" in found
+    assert "ends in 389 days" in found
 
 
 async def test_doctor_takes_a_pair_from_the_environment_and_tells_what_it_repaired(embedded, sandbox):
@@ -66,7 +66,7 @@ async def test_doctor_takes_a_pair_from_the_environment_and_tells_what_it_repair
     ("issue", "expected"),
     [
         ({"days_left": -1}, "expired"),
-        ({"days_left": 5}, "days are left"),
+        ({"days_left": 5}, "ends in"),
     ],
 )
 async def test_doctor_finds_a_pair_that_has_ended_or_soon_will(one, sandbox, folder, issue, expected):
@@ -112,5 +112,5 @@ async def test_production_does_not_start_without_a_usable_pair(one, sandbox, fol
     with pytest.raises(SettingsError) as caught:
         async with open_resources(production, clock=lambda: datetime.now(UTC) + timedelta(0)):
             pass
-    assert all(fault.startswith("BFF_TOSS__CERTIFICATE") for fault in caught.value.faults)
+    assert all(fault.startswith("BFF_TOSS (client certificate)") for fault in caught.value.faults)
     assert caught.value.faults
