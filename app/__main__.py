@@ -253,8 +253,10 @@ def _reseal(options: argparse.Namespace) -> int:
 
 
 def _settings() -> Settings:
+    """With the log on standard error, out of the way of what a command has to say; the service logs to output."""
     settings = Settings.from_environment()
-    configure_logging(level=settings.logging.level, is_json=settings.logging.format == "json")
+    is_json = settings.logging.format == "json"
+    configure_logging(level=settings.logging.level, is_json=is_json, stream=sys.stderr)
     return settings
 
 
