@@ -80,7 +80,7 @@ async def test_a_call_that_dies_before_its_effect_counts_as_possibly_read(bff, s
 
 
 async def test_a_slow_answer_is_lost_at_the_deadline(embedded, sandbox):
-    settings = settings_for(embedded, sandbox, read_timeout="PT0.2S", call_deadline="PT5S")
+    settings = settings_for(embedded, sandbox, read_timeout="PT1S", call_deadline="PT5S")
     async with Bff.running(settings, sandbox) as bff:
         verification = await bff.completed()
         sandbox.state.order_fault("result", "hold")
@@ -312,7 +312,7 @@ async def test_a_status_call_does_not_end_what_a_result_call_is_about_to_bring(b
 
 
 async def test_what_another_call_has_stored_meanwhile_answers_a_lost_one(embedded, sandbox):
-    impatient = settings_for(embedded, sandbox, read_timeout="PT0.5S")
+    impatient = settings_for(embedded, sandbox, read_timeout="PT2S")
     async with Bff.running(impatient, sandbox) as bff:
         verification = await bff.completed()
         sandbox.state.order_fault("result", "hold")
