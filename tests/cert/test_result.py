@@ -307,6 +307,7 @@ async def test_a_status_call_does_not_end_what_a_result_call_is_about_to_bring(b
     await asyncio.to_thread(sandbox.state.wait_until, lambda state: state.held("result") == 1)
     sandbox.state.order_fault("status", "fail", code=code)
     await bff.status(verification)
+    assert_problem(await bff.result(verification), 409, "result_in_progress")  # to others it is not over either
     sandbox.state.release()
     assert (await asking).json()["retrieval"] == {"source": "READ", "readsLeft": 1}
 
@@ -391,6 +392,23 @@ async def test_a_database_that_is_away_for_a_moment_does_not_cost_a_read_that_wa
         await service(bff, database=database, checkpoint=falter).result(verification.tx_id, PartnerServer("test"))
     sandbox.state.approve(verification.tx_id)
     assert (await bff.result(verification)).json()["retrieval"] == {"source": "READ", "readsLeft": 1}
+
+
+async def test_a_write_that_waits_for_the_database_is_awaited_at_the_end(embedded, sandbox):
+    """A stop in good order does not lose what a call to Toss has brought."""
+    attempts, has_failed = [], asyncio.Event()
+
+    async def write(session) -> None:
+        attempts.append(session)
+        if len(attempts) == 1:
+            has_failed.set()
+            raise StorageUnavailable
+
+    async with Bff.running(settings_for(embedded, sandbox), sandbox) as bff:
+        asking = asyncio.create_task(bff.resources.cert._insist("tx", write))
+        await has_failed.wait()
+    assert len(attempts) == 2
+    await asking
 
 
 async def test_the_count_of_reads_cannot_pass_two_in_the_database_either(bff):
