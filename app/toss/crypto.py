@@ -1,4 +1,6 @@
-"""The Toss Cert session cipher: how personal data travels to and from Toss (reference 4).
+"""How personal data travels to and from Toss: the Toss Cert session cipher, and the fields of Toss login.
+
+Sections are of the toss-cert reference where nothing else is said.
 
 One key and one nonce serve every field of one API call. The format leaves no choice, so whoever sees two
 envelopes of a session learns about both texts (reference 4.9): an envelope protects nothing at rest. Never
@@ -9,6 +11,7 @@ import base64
 import hashlib
 import os
 import uuid
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final, Literal, Self
 
@@ -41,6 +44,10 @@ VERSION: Final = "v1"
 KEY_BYTES: Final = 32
 NONCE_BYTES: Final = 12
 MIN_RSA_BITS: Final = 2048
+
+TAG_BYTES: Final = 16
+MAX_LOGIN_FIELD: Final = 16 * 1024
+"""Characters; no name or connection information comes near."""
 
 _ALGORITHM: Final = "AES_GCM"
 _SEPARATOR: Final = "$"
@@ -217,3 +224,39 @@ class Session:
     @staticmethod
     def _join(*parts: str) -> str:
         return _SEPARATOR.join(parts)
+
+
+class LoginFieldCipher:
+    """Opens the encrypted fields of Toss login: Base64 of IV, ciphertext and tag (apps-in-toss reference 6.5).
+
+    Several keys and additional data may be in force: while Toss changes them, fields of both kinds arrive.
+    """
+
+    def __init__(self, *, keys: Sequence[bytes], aads: Sequence[str]) -> None:
+        """The newest first. Without a key nothing opens."""
+        self._ciphers = [AESGCM(key) for key in keys]
+        self._aads = [aad.encode() for aad in aads]
+
+    def open(self, field: object) -> str:
+        """The text of a field; EnvelopeError for anything else. Says neither key, field nor text."""
+        if not isinstance(field, str) or len(field) > MAX_LOGIN_FIELD:
+            raise EnvelopeError("format")
+        try:
+            box = decode_base64(field)
+        except ValueError:
+            raise EnvelopeError("base64") from None
+        if len(box) < NONCE_BYTES + TAG_BYTES:
+            raise EnvelopeError("format")
+        plaintext = self._decrypted(box[:NONCE_BYTES], box[NONCE_BYTES:])
+        if plaintext is None:
+            raise EnvelopeError("tag")
+        with suppress(UnicodeDecodeError):
+            return plaintext.decode()
+        raise EnvelopeError("text")  # raised out here because a UnicodeDecodeError carries the plaintext
+
+    def _decrypted(self, nonce: bytes, sealed: bytes) -> bytes | None:
+        for cipher in self._ciphers:
+            for aad in self._aads:
+                with suppress(InvalidTag):
+                    return cipher.decrypt(nonce, sealed, aad)
+        return None

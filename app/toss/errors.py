@@ -2,13 +2,19 @@
 
     TossError
     ├── NotSent          never processed: may be sent again (a TLS fault will not go away by itself)
-    │   └── CertificateRefused
+    │   ├── CertificateRefused
+    │   └── BudgetExhausted
     ├── OutcomeUnknown   perhaps processed: ask, never resend blindly
+    │   └── TossFault    Toss says that it failed inside
     ├── TossRejected     a clear "no"
     └── Unintelligible   an answer that is not of the promised form; perhaps processed
 
 No text here carries a body, a token or a vendor's sentence.
 """
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
 
 REFUSED = frozenset(range(300, 500)) - {408, 409}
 """Redirections and client errors, but for a timeout and a conflict, which may hide an earlier success."""
@@ -31,18 +37,42 @@ class CertificateRefused(NotSent):
         super().__init__(why, is_tls=True)
 
 
+class BudgetExhausted(NotSent):
+    """There is no room for this call now. Nothing was sent, or Toss refused it at its door (4095)."""
+
+    def __init__(self, retry_after: timedelta, *, limit: str) -> None:
+        super().__init__(f"the request budget is spent ({limit})")
+        self.retry_after = retry_after
+        self.limit = limit
+        """Which one: a counter's name, or `pause` after a 4095."""
+
+
 class OutcomeUnknown(TossError):
     """Timeout or reset after the request was, or may have been, sent."""
 
 
-class TossRejected(TossError):
-    """`error_code` is Toss's word and may be unknown to us (toss-cert reference 7); `reason` is never logged."""
+class TossFault(OutcomeUnknown):
+    """A call inside Toss failed (apps-in-toss reference 3.1): how far it came, nobody says."""
 
-    def __init__(self, *, http_status: int, error_code: str, reason: str = "") -> None:
+    def __init__(self, *, result_type: str, error_code: str) -> None:
+        super().__init__(f"{result_type} with {error_code}")
+        self.error_code = error_code
+
+
+class TossRejected(TossError):
+    """`error_code` is Toss's word and may be unknown to us (toss-cert reference 7).
+
+    `reason` and `data` are never logged: Toss puts rejected values there (apps-in-toss reference 3.1).
+    """
+
+    def __init__(
+        self, *, http_status: int, error_code: str, reason: str = "", data: Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__(f"rejected with {error_code} (HTTP {http_status})")
         self.http_status = http_status
         self.error_code = error_code
         self.reason = reason
+        self.data: Mapping[str, Any] = data or {}
 
 
 class Unintelligible(TossError):

@@ -14,7 +14,7 @@ from datetime import timedelta
 from enum import Enum
 from typing import Final, Protocol
 
-from app.toss.errors import NotSent
+from app.toss.errors import BudgetExhausted
 
 PER_MINUTE: Final = 3000
 """Requests a minute that Toss grants a mini-app, over all of its API together (apps-in-toss reference 3.3)."""
@@ -55,16 +55,6 @@ MESSENGER_TEST: Final = SubLimit("messenger-test", 3000)
 def messenger_user(user_hash: str) -> SubLimit:
     """One user's limit, by the keyed hash of the user key: it becomes part of a name in Redis."""
     return SubLimit("messenger-user", 10, user_hash)
-
-
-class BudgetExhausted(NotSent):
-    """There is no room for this call now. Nothing was sent."""
-
-    def __init__(self, retry_after: timedelta, *, limit: str) -> None:
-        super().__init__(f"the request budget is spent ({limit})")
-        self.retry_after = retry_after
-        self.limit = limit
-        """Which one: a counter's name, or `pause` after a 4095."""
 
 
 class Verdict(Enum):

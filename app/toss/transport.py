@@ -7,11 +7,12 @@ import re
 import ssl
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from typing import Annotated, Any, Final, Self, TypeVar
 
@@ -21,7 +22,14 @@ from typing_extensions import override
 
 from app.toss.certificate_keeper import CertificateKeeper
 from app.toss.certificates import CertificateSources, ClientCertificate, ssl_context
-from app.toss.errors import CertificateRefused, NotSent, OutcomeUnknown, TossRejected, Unintelligible
+from app.toss.errors import (
+    BudgetExhausted,
+    CertificateRefused,
+    NotSent,
+    OutcomeUnknown,
+    TossRejected,
+    Unintelligible,
+)
 
 MAX_ANSWER_BYTES = 1024 * 1024
 """No documented answer comes near; more is not read."""
@@ -100,7 +108,7 @@ class Answer:
             return success
         error = body.get("error")
         error = error if isinstance(error, dict) else {}
-        code = _code(error.get("errorCode", "MISSING"))
+        code = plain_code(error.get("errorCode", "MISSING"))
         if result_type == "FAIL" or (result_type is None and OF_TOSS_CERT.fullmatch(code)):
             raise TossRejected(http_status=self.http_status, error_code=code, reason=str(error.get("reason", "")))
         # Whatever else has an "error" was said by somebody between Toss and us, who cannot know what Toss did.
@@ -114,7 +122,7 @@ class Answer:
         body = self.json_object()
         error = body.get("error")
         if isinstance(error, str):  # RFC 6749 5.2
-            raise TossRejected(http_status=self.http_status, error_code=_code(error))
+            raise TossRejected(http_status=self.http_status, error_code=plain_code(error))
         return self.success() if self.http_status >= HTTP_ERROR or error else body
 
     def parse(self, model: type[W], content: dict[str, Any]) -> W:
@@ -126,7 +134,8 @@ class Answer:
             raise Unintelligible(f"bad fields: {', '.join(fields)}", http_status=self.http_status) from None
 
 
-def _code(value: object) -> str:
+def plain_code(value: object) -> str:
+    """Toss's word for an error, fit for a log: codes are names or digits, and numbers come as text too."""
     text = str(value)
     is_plain = text.isascii() and text.replace("_", "").replace("-", "").isalnum()
     return text if is_plain and len(text) <= MAX_CODE_LENGTH else "UNREADABLE"
@@ -142,6 +151,14 @@ class Probe:
     """The server's own time, from its Date header; whole seconds."""
 
 
+Admission = Callable[[], Awaitable[None]]
+"""Asked right before each sending. Raises what keeps the request from being sent."""
+
+
+async def _admitted() -> None:
+    return
+
+
 class _Calls(ABC):
     """The calls, however they reach the other side."""
 
@@ -155,28 +172,37 @@ class _Calls(ABC):
         *,
         bearer: str | None = None,
         headers: Mapping[str, str] | None = None,
+        admit: Admission = _admitted,
     ) -> Answer:
-        authorization = {} if bearer is None else {"Authorization": f"Bearer {bearer}"}
-        return await self._send("POST", url, json=dict(body), headers={**(headers or {}), **authorization})
+        return await self._send("POST", url, admit, json=dict(body), headers=_headers(bearer, headers))
 
-    async def get_json(self, url: str, *, headers: Mapping[str, str] | None = None) -> Answer:
-        return await self._send("GET", url, headers=dict(headers or {}))
+    async def get_json(
+        self,
+        url: str,
+        *,
+        bearer: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        admit: Admission = _admitted,
+    ) -> Answer:
+        return await self._send("GET", url, admit, headers=_headers(bearer, headers))
 
-    async def _send(self, method: str, url: str, **content: Any) -> Answer:  # noqa: ANN401 - passed on to the client
+    async def _send(self, method: str, url: str, admit: Admission = _admitted, **content: Any) -> Answer:  # noqa: ANN401 - passed on to the client
         """Send, and once more if nothing was sent the first time. Nothing else is ever repeated here.
 
         Raises: NotSent, OutcomeUnknown, Unintelligible.
         """
         try:
-            return await self._send_once(method, url, **content)
+            return await self._send_once(method, url, admit, **content)
+        except BudgetExhausted:
+            raise
         except NotSent as error:
             if error.is_tls:
                 raise
         await asyncio.sleep(random.uniform(0.02, 0.1))  # noqa: S311 - jitter, not a secret
-        return await self._send_once(method, url, **content)
+        return await self._send_once(method, url, admit, **content)
 
     @abstractmethod
-    async def _send_once(self, method: str, url: str, **content: Any) -> Answer: ...  # noqa: ANN401
+    async def _send_once(self, method: str, url: str, admit: Admission, **content: Any) -> Answer: ...  # noqa: ANN401
 
     @abstractmethod
     async def probe(self, url: str) -> Probe:
@@ -195,6 +221,11 @@ class _Calls(ABC):
         await self.aclose()
 
 
+def _headers(bearer: str | None, headers: Mapping[str, str] | None) -> dict[str, str]:
+    authorization = {} if bearer is None else {"Authorization": f"Bearer {bearer}"}
+    return {**(headers or {}), **authorization}
+
+
 @dataclass(frozen=True)
 class _Limits:
     pool_size: int
@@ -202,7 +233,9 @@ class _Limits:
     read_timeout: timedelta
 
     def client(self, context: ssl.SSLContext) -> httpx2.AsyncClient:
+        nobody = DefaultCookiePolicy(allowed_domains=[])  # what one user's answer sets must not go out for another
         return httpx2.AsyncClient(
+            cookies=CookieJar(nobody),
             verify=context,
             trust_env=False,  # no proxies from the environment
             follow_redirects=False,
@@ -242,7 +275,8 @@ class Transport(_Calls):
         await self._client.aclose()
 
     @override
-    async def _send_once(self, method: str, url: str, **content: Any) -> Answer:
+    async def _send_once(self, method: str, url: str, admit: Admission, **content: Any) -> Answer:
+        await admit()
         with _faults_by_what_may_follow():
             async with self._client.stream(method, url, **content) as response:
                 return await _answer(response)
@@ -304,9 +338,11 @@ class MutualTransport(_Calls):
         await self.keeper.aclose()
 
     @override
-    async def _send_once(self, method: str, url: str, **content: Any) -> Answer:
+    async def _send_once(self, method: str, url: str, admit: Admission, **content: Any) -> Answer:
         """With another pair once if the one in use is refused: whoever refuses has looked at nothing else."""
         async with self._turn():
+            # Not before: a call that waits for its turn would be counted long before Toss counts it.
+            await admit()
             async with self.keeper.lease() as lease:
                 try:
                     return await lease.pool.send(method, url, **content)

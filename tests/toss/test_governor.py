@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.shared_state import InProcessState, SharedBudget
-from app.toss.errors import NotSent
+from app.toss.errors import BudgetExhausted, NotSent
 from app.toss.governor import (
     MAX_PAUSE,
     MESSENGER_BULK,
@@ -20,7 +20,6 @@ from app.toss.governor import (
     MIN_PAUSE,
     USUAL_PAUSE,
     WINDOW,
-    BudgetExhausted,
     BudgetRules,
     BudgetStore,
     BudgetStoreUnavailable,

