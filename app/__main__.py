@@ -195,9 +195,14 @@ def _doctor(_options: argparse.Namespace) -> int:
 def _reconcile(_options: argparse.Namespace) -> int:
     settings = _settings()
     done = _run_on_tables(settings, reconcile)
+    cert, departed = done.cert, done.departed
     print(
-        f"leases settled: {done.leases_settled}, answers opened: {done.answers_opened}, "
-        f"identities erased: {done.identities_erased}, signatures erased: {done.signatures_erased}"
+        f"leases settled: {cert.leases_settled}, answers opened: {cert.answers_opened}, "
+        f"identities erased: {cert.identities_erased}, signatures erased: {cert.signatures_erased}"
+    )
+    print(
+        f"unlinks finished: {departed.unlinks_finished}, users erased: {departed.users_erased}, "
+        f"sessions ended: {done.sessions_ended}, codes forgotten: {done.codes_forgotten}"
     )
     return OK
 

@@ -1,11 +1,13 @@
 """The database: one declarative base, constraint names, UTC instants, short transactions."""
 
-from collections.abc import AsyncIterator, Iterator
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import structlog
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -24,6 +26,11 @@ from app.errors import StorageUnavailable
 MIGRATION_LOCK = 7_302_116
 """Advisory lock of PostgreSQL: any number that nobody else in this database uses."""
 
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
+"""Seconds between attempts to commit what a call to Toss has brought."""
+CALLERS_PATIENCE = timedelta(seconds=6)
+"""For that commit; a failover of the database may take longer, and the write then goes on alone."""
 
 OUTAGES = frozenset({"08", "28", "3D", "53", "57", "58"})
 """Classes of SQLSTATE that say nothing about our statement: connection, authorization, no such database,
@@ -148,6 +155,49 @@ class Database:
 
     async def aclose(self) -> None:
         await self.engine.dispose()
+
+
+class LateWrites:
+    """Commits what a call to Toss has brought, however long the database is away."""
+
+    def __init__(self, *, database: Database) -> None:
+        self._database = database
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._log = structlog.stdlib.get_logger("app.database")
+
+    async def commit(self, write: Callable[[AsyncSession], Awaitable[None]], **about: str) -> None:
+        """The caller waits for a while; the write goes on without it until it succeeds or the process ends.
+
+        `about` goes into the log.
+
+        Raises: StorageUnavailable when the caller has waited long enough.
+        """
+        task = asyncio.create_task(self._until_written(write, about))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        try:
+            async with asyncio.timeout(CALLERS_PATIENCE.total_seconds()):
+                await asyncio.shield(task)
+        except TimeoutError:
+            raise StorageUnavailable from None
+
+    async def _until_written(self, write: Callable[[AsyncSession], Awaitable[None]], about: dict[str, str]) -> None:
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                async with self._database.transaction() as session:
+                    return await write(session)
+            except StorageUnavailable:
+                self._log.warning("write_delayed", **about)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, LONGEST_PAUSE)
+
+    async def aclose(self) -> None:
+        """Give writes that wait for the database a last moment; what they hold is lost with the process."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=CALLERS_PATIENCE.total_seconds())
+        for task in self._tasks:
+            task.cancel()
 
 
 def alembic_config(connection: Connection | None = None) -> Config:

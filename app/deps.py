@@ -6,8 +6,11 @@ from typing import Annotated
 from fastapi import Depends, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from app.cert.service import CertService, Holder, PartnerServer
-from app.errors import ScopeMissing, ServerKeyRequired, VerificationTokenRequired
+from app.cert.service import CertService, Holder, LoggedIn, PartnerServer
+from app.departure import Departure
+from app.errors import ScopeMissing, ServerKeyRequired, SessionRequired, VerificationTokenRequired
+from app.login.service import LoginService
+from app.login.sessions import TOKEN_PREFIX, LiveSession
 from app.resources import Resources
 from app.server_keys import Scope
 from app.settings import Settings
@@ -29,12 +32,26 @@ def _cert(resources: ResourcesDep) -> CertService:
     return resources.cert
 
 
+def _login(resources: ResourcesDep) -> LoginService:
+    return resources.login
+
+
+def _departure(resources: ResourcesDep) -> Departure:
+    return resources.departure
+
+
 SettingsDep = Annotated[Settings, Depends(_settings)]
+LoginDep = Annotated[LoginService, Depends(_login)]
+DepartureDep = Annotated[Departure, Depends(_departure)]
 CertDep = Annotated[CertService, Depends(_cert)]
 
-VERIFICATION_TOKEN = HTTPBearer(
-    scheme_name="verificationToken",
-    description="The `verificationToken` that the start of the verification answered",
+SESSION_TOKEN = HTTPBearer(
+    scheme_name="sessionToken", description="The `sessionToken` that a login answered", auto_error=False
+)
+OWNERS_TOKEN = HTTPBearer(
+    scheme_name="ownersToken",
+    description="The session token with which the verification was started or claimed, or the `verificationToken` "
+    "that its start answered",
     auto_error=False,
 )
 SERVER_KEY = HTTPBearer(
@@ -42,15 +59,45 @@ SERVER_KEY = HTTPBearer(
 )
 
 
-def _holder(
-    cert: CertDep, bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(VERIFICATION_TOKEN)]
-) -> Holder:
+async def _session(
+    login: LoginDep, bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(SESSION_TOKEN)]
+) -> LiveSession:
+    live = await login.sessions.verify(bearer.credentials) if bearer is not None else None
+    if live is None:
+        raise SessionRequired
+    return live
+
+
+SessionDep = Annotated[LiveSession, Depends(_session)]
+
+
+async def _owner(
+    login: LoginDep, bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(SESSION_TOKEN)]
+) -> LoggedIn | None:
+    """Nobody without a token; a session token that does not serve is an error, lest its owner be lost."""
+    if bearer is None:
+        return None
+    live = await _session(login, bearer)
+    return LoggedIn(live.session.session_id, live.user.user_id)
+
+
+OwnerDep = Annotated[LoggedIn | None, Depends(_owner)]
+
+
+async def _caller(
+    cert: CertDep,
+    login: LoginDep,
+    bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(OWNERS_TOKEN)],
+) -> Holder | LoggedIn:
     if bearer is None:
         raise VerificationTokenRequired
-    return cert.holder(bearer.credentials)
+    if not bearer.credentials.startswith(TOKEN_PREFIX):
+        return cert.holder(bearer.credentials)
+    live = await _session(login, bearer)
+    return LoggedIn(live.session.session_id, live.user.user_id)
 
 
-HolderDep = Annotated[Holder, Depends(_holder)]
+OwnersDep = Annotated[Holder | LoggedIn, Depends(_caller)]
 
 
 def _partner(scope: Scope) -> Callable[..., Awaitable[PartnerServer]]:
@@ -71,6 +118,9 @@ CertReader = Annotated[PartnerServer, Depends(_partner(Scope.CERT_READ))]
 CertComparer = Annotated[PartnerServer, Depends(_partner(Scope.CERT_COMPARE))]
 CertEvidenceReader = Annotated[PartnerServer, Depends(_partner(Scope.CERT_EVIDENCE))]
 CertEraser = Annotated[PartnerServer, Depends(_partner(Scope.CERT_ERASE))]
+SessionIntrospector = Annotated[PartnerServer, Depends(_partner(Scope.SESSION_INTROSPECT))]
+UserReader = Annotated[PartnerServer, Depends(_partner(Scope.USER_READ))]
+UserEraser = Annotated[PartnerServer, Depends(_partner(Scope.USER_ERASE))]
 
 
 def _no_store(response: Response) -> None:

@@ -98,6 +98,56 @@ class AddressNotAllowed(AppError):
     level = logging.WARNING
 
 
+class SessionRequired(AppError):
+    """Absent, unknown, ended: who asks is told no more."""
+
+    code = "session_required"
+    status = 401
+    title = "A valid session token is required; log in"
+
+
+# --- Toss login ---------------------------------------------------------------------------------------------
+
+
+class LoginRejected(AppError):
+    code = "login_rejected"
+    status = 401
+    title = "Toss does not accept this login; call appLogin() again"
+
+
+class AnonKeyRejected(AppError):
+    code = "anon_key_rejected"
+    status = 401
+    title = "Toss does not know this anonymous key"
+
+
+class LoginInProgress(AppError):
+    code = "login_in_progress"
+    status = 409
+    title = "This authorization code is being exchanged by another call"
+    retryable = True
+
+
+class UnlinkNeedsLogin(AppError):
+    """Toss wants the user's access token, and the one we have is dead."""
+
+    code = "unlink_needs_login"
+    status = 409
+    title = "Toss wants a fresh login before it ends the link; log in again, then repeat"
+
+
+class SessionNotFound(AppError):
+    code = "session_not_found"
+    status = 404
+    title = "There is no such session, or it is not yours"
+
+
+class UserNotFound(AppError):
+    code = "user_not_found"
+    status = 404
+    title = "There is no such user"
+
+
 # --- A verification -----------------------------------------------------------------------------------------
 
 
@@ -179,6 +229,32 @@ class UpstreamUnavailable(AppError):
     title = "Toss cannot be reached or is out of order"
     level = logging.WARNING
     retryable = True
+
+
+class UpstreamBudgetExhausted(AppError):
+    code = "upstream_budget_exhausted"
+    status = 503
+    title = "Toss's request budget is spent for the moment"
+    level = logging.WARNING
+    retryable = True
+
+
+class UpstreamRefused(AppError):
+    """Toss said a clear no whose meaning is not established; its code travels as data."""
+
+    code = "upstream_refused"
+    status = 502
+    title = "Toss refused the request"
+    level = logging.WARNING
+
+
+class TossNotConfigured(AppError):
+    """No client certificate here, or no Toss login in the console."""
+
+    code = "toss_not_configured"
+    status = 503
+    title = "This is not set up, here or at Toss"
+    level = logging.ERROR
 
 
 class UpstreamTimeout(AppError):

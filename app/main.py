@@ -9,6 +9,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 import app.cert.routes
 import app.health
+import app.login.routes
 from app import problems
 from app.network import Allowlist, BodyLimit, mini_app_origins
 from app.observability import RequestLog, configure_logging, request_id_of
@@ -58,6 +59,8 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> FastAPI:
     application.include_router(app.health.router)
     application.include_router(app.cert.routes.mini_app)
     application.include_router(app.cert.routes.partner_server)
+    application.include_router(app.login.routes.mini_app)
+    application.include_router(app.login.routes.partner_server)
     return application
 
 

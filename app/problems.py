@@ -14,13 +14,37 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import AppError, InternalError, InvalidRequest, MethodNotAllowed, NotFound, PayloadTooLarge
+from app.errors import (
+    AppError,
+    InternalError,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    PayloadTooLarge,
+    ScopeMissing,
+    ServerKeyRequired,
+    StorageUnavailable,
+    UpstreamBudgetExhausted,
+    UpstreamInvalid,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
 
 RequestIdOf = Callable[[Request], str]
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:apps-in-toss-bff:problem:"
 MAX_REPORTED_FAULTS = 20
+
+# What the routes have in common, for their documentation.
+ALWAYS: tuple[type[AppError], ...] = (InvalidRequest, PayloadTooLarge, StorageUnavailable, InternalError)
+UPSTREAM: tuple[type[AppError], ...] = (
+    UpstreamUnavailable,
+    UpstreamTimeout,
+    UpstreamInvalid,
+    UpstreamBudgetExhausted,
+)
+PARTNER: tuple[type[AppError], ...] = (ServerKeyRequired, ScopeMissing)
 
 
 class InputFault(BaseModel):

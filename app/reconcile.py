@@ -1,7 +1,18 @@
 """Settles what a crash, a timeout or time itself left open: the same services, without HTTP."""
 
-from app.cert.service import Reconciled
+from dataclasses import dataclass
+
+from app.cert.service import Reconciled as CertReconciled
+from app.departure import Departed
 from app.resources import Resources
+
+
+@dataclass(frozen=True)
+class Reconciled:
+    cert: CertReconciled
+    departed: Departed
+    sessions_ended: int
+    codes_forgotten: int
 
 
 async def reconcile(resources: Resources) -> Reconciled:
@@ -9,4 +20,7 @@ async def reconcile(resources: Resources) -> Reconciled:
 
     Raises: StorageUnavailable.
     """
-    return await resources.cert.reconcile()
+    cert = await resources.cert.reconcile()
+    departed = await resources.departure.reconcile()
+    sessions_ended, codes_forgotten = await resources.login.purge()
+    return Reconciled(cert, departed, sessions_ended, codes_forgotten)

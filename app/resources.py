@@ -12,7 +12,12 @@ from pathlib import Path
 import structlog
 
 from app.cert.service import CertService, Checkpoint, Rules
-from app.database import Database
+from app.database import Database, LateWrites
+from app.departure import Departure
+from app.login.service import LoginService
+from app.login.service import Rules as LoginRules
+from app.login.sessions import Sessions
+from app.login.tokens import UserTokens
 from app.server_keys import ServerKeys
 from app.settings import (
     MAX_REQUEST_LIFE,
@@ -23,10 +28,13 @@ from app.settings import (
     TossSettings,
     VaultSettings,
 )
-from app.shared_state import InProcessState, RedisState, SharedState, SharedTokenStore
+from app.shared_state import InProcessState, RedisState, SharedBudget, SharedState, SharedTokenStore
 from app.toss.cert import CertApi, CertEndpoints
 from app.toss.certificates import CertificateSources
-from app.toss.crypto import TOSS_PUBLIC_KEY, PublicKey
+from app.toss.crypto import TOSS_PUBLIC_KEY, LoginFieldCipher, PublicKey
+from app.toss.governor import BudgetRules, Governor
+from app.toss.login import LoginApi
+from app.toss.partner import PartnerApi
 from app.toss.signature import SignatureChecker
 from app.toss.tokens import TokenEndpoint, TokenKeeper
 from app.toss.transport import MutualTransport, Transport
@@ -50,7 +58,10 @@ class Resources:
     cert_tokens: TokenEndpoint
     partner_transport: MutualTransport | None
     """To the Apps-in-Toss partner API; None without a client certificate."""
+    writes: LateWrites
     cert: CertService
+    login: LoginService
+    departure: Departure
     server_keys: ServerKeys
 
 
@@ -112,16 +123,50 @@ async def open_resources(settings: Settings, *, clock: Clock = utc_now) -> Async
             clock=clock,
         )
         keeper = TokenKeeper(fetch=endpoint.fetch, store=store, clock=clock, failure_ttl=cert.token_failure_ttl)
+        writes = LateWrites(database=database)
+        stack.push_async_callback(writes.aclose)
+        checkpoint = pause_at(settings.fault.pause_at)
         service = CertService(
             database=database,
+            writes=writes,
             api=_cert_api(cert, transport=transport, tokens=keeper, public_key=public_key),
             vault=vault,
             signatures=signatures,
             rules=_cert_rules(cert),
             clock=clock,
-            checkpoint=pause_at(settings.fault.pause_at),
+            checkpoint=checkpoint,
         )
-        stack.push_async_callback(service.aclose)
+        login_api = _login_api(settings, transport=partner_transport, shared_state=shared_state)
+        login = LoginService(
+            database=database,
+            writes=writes,
+            api=login_api,
+            tokens=UserTokens(
+                database=database,
+                writes=writes,
+                api=login_api,
+                vault=vault,
+                clock=clock,
+                lease=settings.toss.call_deadline + timedelta(seconds=5),
+            )
+            if login_api is not None
+            else None,
+            sessions=Sessions(
+                database=database,
+                vault=vault,
+                clock=clock,
+                sliding=settings.login.session_sliding,
+                absolute=settings.login.session_absolute,
+            ),
+            cipher=LoginFieldCipher(
+                keys=[settings.vault.key_bytes(key) for key in settings.login.decryption_keys],
+                aads=settings.login.aads,
+            ),
+            vault=vault,
+            rules=_login_rules(settings),
+            clock=clock,
+            checkpoint=checkpoint,
+        )
         yield Resources(
             settings=settings,
             clock=clock,
@@ -131,7 +176,10 @@ async def open_resources(settings: Settings, *, clock: Clock = utc_now) -> Async
             cert_transport=transport,
             cert_tokens=endpoint,
             partner_transport=partner_transport,
+            writes=writes,
             cert=service,
+            login=login,
+            departure=Departure(login=login, cert=service),
             server_keys=ServerKeys(database=database, vault=vault, clock=clock),
         )
 
@@ -207,10 +255,43 @@ def _partner_transport(settings: Settings, *, clock: Clock) -> MutualTransport |
         pool_size=toss.pool_size,
         connect_timeout=toss.connect_timeout,
         read_timeout=toss.read_timeout,
-        longest_call=toss.connect_timeout + toss.read_timeout * 2,
+        longest_call=toss.call_deadline,
         clock=clock,
         look_every=toss.certificate_look_every,
         retry_every=toss.certificate_retry_every,
+    )
+
+
+def _login_api(
+    settings: Settings, *, transport: MutualTransport | None, shared_state: SharedState
+) -> LoginApi | None:
+    if transport is None:
+        return None
+    toss, budget = settings.toss, settings.budget
+    # Toss counts for each mini-app, wherever it runs.
+    owner = hashlib.sha256(f"{toss.api_url}\x1f{settings.network.app_name}".encode()).hexdigest()[:32]
+    governor = Governor(
+        store=SharedBudget(state=shared_state, name=f"budget:{owner}"),
+        rules=BudgetRules(
+            processes=budget.replicas * settings.server.workers,
+            per_minute=budget.per_minute,
+            head_room=budget.head_room,
+            own_share=budget.own_share,
+            background_share=budget.background_share,
+            interactive_reserve=budget.interactive_reserve,
+        ),
+    )
+    partner = PartnerApi(transport=transport, governor=governor, base_url=toss.api_url, deadline=toss.call_deadline)
+    return LoginApi(partner=partner)
+
+
+def _login_rules(settings: Settings) -> LoginRules:
+    deadline, login = settings.toss.call_deadline, settings.login
+    return LoginRules(
+        exchange_lease=deadline * 3 + timedelta(seconds=5),  # the exchange, and the question who it is, asked twice
+        patience=deadline,
+        retention=timedelta(days=login.retention_days),
+        unlinked_retention=timedelta(days=login.unlinked_retention_days),
     )
 
 

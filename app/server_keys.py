@@ -23,6 +23,9 @@ class Scope(StrEnum):
     CERT_COMPARE = "cert:compare"
     CERT_EVIDENCE = "cert:evidence"
     CERT_ERASE = "cert:erase"
+    SESSION_INTROSPECT = "session:introspect"
+    USER_READ = "user:read"
+    USER_ERASE = "user:erase"
 
 
 class ServerKey(Base):

@@ -189,6 +189,20 @@ class DisclosedField(StrEnum):
     COMPLETED_AT = "completedAt"
 
 
+class ProfileField(StrEnum):
+    """What the mini-app door may say of a user who is logged in. CI is not among them: it is for servers only."""
+
+    USER_KEY = "userKey"
+    MASKED_NAME = "maskedName"
+    NAME = "name"
+    PHONE = "phone"
+    CALLING_CODE = "callingCode"
+    BIRTHDAY = "birthday"
+    GENDER = "gender"
+    NATIONALITY = "nationality"
+    EMAIL = "email"
+
+
 class CertSettings(Group):
     client_id: str = Field(min_length=1)
     client_secret: SecretStr = Field(min_length=1)
@@ -248,7 +262,41 @@ class TossSettings(Group):
     connect_timeout: Duration = timedelta(seconds=3)
     read_timeout: Duration = timedelta(seconds=15)
     """Toss Pay asks for 13 to 15 seconds on an execution (apps-in-toss reference 2.4)."""
+    call_deadline: Duration = timedelta(seconds=20)
+    """A call in all, waiting for a connection included."""
     pool_size: int = Field(20, ge=1, le=100)
+
+
+class BudgetSettings(Group):
+    """What Toss grants this mini-app in a minute, and how it is cut (decision 0012)."""
+
+    per_minute: int = Field(3000, ge=1)
+    head_room: float = Field(0.1, ge=0, lt=1)
+    """Left to whoever calls Toss past this service, and to faults beyond those that the decision covers."""
+    replicas: int = Field(1, ge=1)
+    """The most that may run at once, with those that a roll-out adds; each has `BFF_SERVER__WORKERS` processes."""
+    own_share: float = Field(0.3, ge=0, lt=1)
+    """Divided among the processes for when Redis is away."""
+    background_share: float = Field(0.5, ge=0, lt=1)
+    interactive_reserve: float = Field(0.2, ge=0, lt=1)
+
+
+class LoginSettings(Group):
+    """Toss login. Needs a client certificate (`BFF_TOSS__...`)."""
+
+    decryption_keys: tuple[Key, ...] = ()
+    """From Toss's mail, the newest first; during a change both. Without one a user is known by userKey alone."""
+    aads: tuple[str, ...] = ("TOSS",)
+    """Additional data of the encryption, from the same mail (apps-in-toss reference 6.5)."""
+    session_sliding: Duration = timedelta(days=7)
+    """A session that is not used for so long is over."""
+    session_absolute: Duration = timedelta(days=30)
+    """A session is over after so long in any case."""
+    disclosed_fields: frozenset[ProfileField] = frozenset({ProfileField.MASKED_NAME})
+    retention_days: int = Field(365, ge=1)
+    """After the last login everything about a user is erased."""
+    unlinked_retention_days: int = Field(30, ge=1)
+    """For so long a user who has unlinked is recognised on return; their personal data goes at once."""
 
 
 class FaultSettings(Group):
@@ -276,6 +324,8 @@ class Settings(BaseSettings):
     vault: VaultSettings
     cert: CertSettings
     toss: TossSettings = TossSettings()
+    budget: BudgetSettings = BudgetSettings()
+    login: LoginSettings = LoginSettings()
     fault: FaultSettings = FaultSettings()
 
     @property
@@ -328,6 +378,14 @@ class Settings(BaseSettings):
                 "BFF_CERT__RESULT_LEASE: must be at least 1.5 times BFF_CERT__CALL_DEADLINE",
                 cert.result_lease < cert.call_deadline * 1.5,
             ),
+            (
+                "BFF_LOGIN__SESSION_SLIDING: must not be longer than BFF_LOGIN__SESSION_ABSOLUTE",
+                self.login.session_sliding > self.login.session_absolute,
+            ),
+            (
+                "BFF_LOGIN__RETENTION_DAYS: must not end before BFF_LOGIN__SESSION_ABSOLUTE",
+                timedelta(days=self.login.retention_days) < self.login.session_absolute,
+            ),
         ]
 
     def _production_checks(self) -> list[tuple[str, bool]]:
@@ -354,6 +412,10 @@ class Settings(BaseSettings):
                 for name, url in hosts.items()
             ),
             *((f"{name}: a placeholder, not a random key", _is_placeholder(key)) for name, key in keys.items()),
+            *(
+                ("BFF_LOGIN__DECRYPTION_KEYS: a placeholder, not Toss's key", _is_placeholder(vault.key_bytes(key)))
+                for key in self.login.decryption_keys
+            ),
             ("BFF_VAULT: the same key under two names", len(set(keys.values())) < len(keys)),
             (
                 "BFF_CERT__PUBLIC_KEY: not Toss's, and BFF_CERT__ACCEPT_PUBLIC_KEY_SHA256 does not confirm it",
@@ -363,6 +425,14 @@ class Settings(BaseSettings):
             (
                 "BFF_REDIS__URL: several workers need Redis",
                 self.redis.url is None and self.server.workers > 1,
+            ),
+            (
+                "BFF_REDIS__URL: several replicas need Redis (BFF_BUDGET__REPLICAS)",
+                self.redis.url is None and self.budget.replicas > 1,
+            ),
+            (
+                "BFF_DATABASE__URL: SQLite cannot serve several replicas (BFF_BUDGET__REPLICAS)",
+                sqlite and self.budget.replicas > 1,
             ),
             (
                 "BFF_NETWORK__ALLOWED_ORIGINS: holds more than https origins",

@@ -64,6 +64,9 @@ def sandbox_server(tmp_path_factory, vectors) -> Iterator[SandboxServer]:
     """One Toss for the whole session, over real TLS; `sandbox` hands it out as new."""
     key = vectors["keys"]["test_rsa_4096"]["pkcs8_der_base64"]
     with SandboxServer(tmp_path_factory.mktemp("sandbox"), session_key=key) as server:
+        folder = client_certificates_of(server)
+        folder.mkdir()
+        server.issue_client_certificate().write(folder)
         yield server
 
 
@@ -144,6 +147,11 @@ def backend(request) -> Backend:
     return request.getfixturevalue(request.param)
 
 
+def client_certificates_of(sandbox: SandboxServer) -> Path:
+    """The folder of pairs that a BFF would have from the console."""
+    return sandbox.client_ca_file.parent / "of-the-bff"
+
+
 def settings_for(backend: Backend, sandbox: SandboxServer, **cert: object) -> Settings:
     """Settings that point at the sandbox; `cert` overrides fields of its group."""
     return Settings.model_validate(
@@ -161,6 +169,12 @@ def settings_for(backend: Backend, sandbox: SandboxServer, **cert: object) -> Se
                 "signature_ca_files": [str(file) for file in sandbox.signature_ca_files],
                 **cert,
             },
+            "toss": {
+                "api_url": sandbox.partner_url,
+                "ca_file": str(sandbox.ca_file),
+                "certificate_folder": str(client_certificates_of(sandbox)),
+            },
+            "login": {"decryption_keys": [sandbox.decryption_key], "aads": [sandbox.aad]},
         }
     )
 

@@ -40,6 +40,24 @@ class Verification:
         return {"Authorization": f"Bearer {self.token}"}
 
 
+@dataclass(frozen=True)
+class Login:
+    token: str
+    body: dict[str, Any]
+
+    @property
+    def user_id(self) -> str:
+        return self.body["user"]["userId"]
+
+    @property
+    def session_id(self) -> str:
+        return self.body["sessionId"]
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token}"}
+
+
 @dataclass
 class Bff:
     """A running BFF, seen through HTTP; in this process or in another."""
@@ -65,6 +83,26 @@ class Bff:
         assert answer.status_code == 201, answer.text
         started = answer.json()
         return Verification(started["txId"], started["verificationToken"], started)
+
+    async def post_code(self, code: str, referrer: str = "DEFAULT") -> httpx2.Response:
+        body = {"authorizationCode": code, "referrer": referrer}
+        return await self.http.post("/api/v1/login", json=body)
+
+    async def log_in(self, user: str = "man", **how: Any) -> Login:
+        """In the mini-app: `appLogin()`, then our login."""
+        handed = self.sandbox.state.mini_apps.log_in(user, **how)
+        answer = await self.post_code(handed.authorization_code, handed.referrer)
+        assert answer.status_code == 200, answer.text
+        return Login(answer.json()["sessionToken"], answer.json())
+
+    async def log_in_anonymously(self, user: str = "man") -> Login:
+        key = self.sandbox.state.mini_apps.anon_key(user)
+        answer = await self.http.post("/api/v1/login/anonymous", json={"anonKey": key})
+        assert answer.status_code == 200, answer.text
+        return Login(answer.json()["sessionToken"], answer.json())
+
+    async def me(self, login: Login) -> httpx2.Response:
+        return await self.http.get("/api/v1/me", headers=login.headers)
 
     async def completed(self, persona: str | None = None) -> Verification:
         """A verification whose user has finished."""

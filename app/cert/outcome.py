@@ -1,7 +1,6 @@
 """Rules about an opened result: pure, no database, no clock, no network."""
 
 import json
-import unicodedata
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, timezone
 from enum import StrEnum
@@ -12,8 +11,6 @@ from typing_extensions import override
 KOREA = timezone(timedelta(hours=9), "KST")
 """Korea has had no daylight saving time since 1988."""
 ADULT_AGE = 19
-FULLY_MASKED = 2
-"""A name of up to this many letters shows its first letter only."""
 
 
 class AgeGroup(StrEnum):
@@ -90,18 +87,3 @@ def parse_birthday(text: str) -> date | None:
         return datetime.strptime(text, "%Y%m%d").replace(tzinfo=UTC).date()
     except ValueError:
         return None
-
-
-def mask_name(name: str) -> str:
-    """김토스 -> 김*스, 이솔 -> 이*, MARY ANN -> M*** **N."""
-    name = unicodedata.normalize("NFC", name)
-    letters = [index for index, letter in enumerate(name) if not letter.isspace()]
-    shown = set(letters[:1]) if len(letters) <= FULLY_MASKED else {letters[0], letters[-1]}
-    if len(letters) == 1:
-        shown = set()
-    return "".join(letter if index in shown or letter.isspace() else "*" for index, letter in enumerate(name))
-
-
-def normalize_name(name: str) -> str:
-    """One spelling for comparison: composed Unicode, single spaces, no difference of case."""
-    return " ".join(unicodedata.normalize("NFC", name).split()).casefold()

@@ -1,24 +1,19 @@
 """What Toss's refusals and failures mean for our callers: one table, and nothing else that knows a code."""
 
-from datetime import timedelta
-
+from app import upstream
 from app.cert.tables import READS_LOST
 from app.errors import (
     AgeRestricted,
     AppError,
     ResultReadsExhausted,
-    UpstreamInvalid,
-    UpstreamTimeout,
     UpstreamUnavailable,
     VerificationExpired,
     VerificationNotCompleted,
     VerificationRefused,
     VerificationUnknownToToss,
 )
-from app.toss.errors import NotSent, OutcomeUnknown, TossError, TossRejected, Unintelligible
-
-ASK_AGAIN = timedelta(seconds=2)
-"""Retry-After while the user is busy or another call is in flight; integrators poll every two to three seconds."""
+from app.toss.errors import TossError
+from app.upstream import ASK_AGAIN
 
 UNREADABLE = "UNREADABLE"
 
@@ -47,20 +42,5 @@ def ending(end_code: str | None) -> AppError:
 
 def app_error(error: TossError) -> AppError:
     """A failure of the vendor in our words."""
-    match error:
-        case TossRejected(error_code=code, http_status=http_status):
-            known = REFUSALS.get(code)
-            if known is VerificationNotCompleted:
-                return VerificationNotCompleted(retry_after=ASK_AGAIN)
-            if known is not None:
-                return known(toss_code=code)
-            is_fault = http_status >= 500 or http_status == 401  # noqa: PLR2004 - theirs, or our credentials
-            return (UpstreamUnavailable if is_fault else VerificationRefused)(toss_code=code)
-        case NotSent():
-            return UpstreamUnavailable(retry_after=ASK_AGAIN)
-        case Unintelligible(is_json=False) | Unintelligible(was_refused=True):
-            return UpstreamUnavailable(retry_after=ASK_AGAIN)
-        case OutcomeUnknown():
-            return UpstreamTimeout()
-        case _:
-            return UpstreamInvalid()
+    ours = upstream.app_error(error, refusals=REFUSALS, otherwise=VerificationRefused)
+    return VerificationNotCompleted(retry_after=ASK_AGAIN) if isinstance(ours, VerificationNotCompleted) else ours

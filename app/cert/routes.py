@@ -5,6 +5,8 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Path, Query, Response
 
 from app.cert.schemas import (
+    CheckedPersonBody,
+    ClaimRequest,
     CompareRequest,
     ComparisonBody,
     EvidenceBody,
@@ -15,6 +17,7 @@ from app.cert.schemas import (
     StartRequest,
     StatusBody,
 )
+from app.cert.service import LoggedIn
 from app.deps import (
     NO_STORE,
     CertComparer,
@@ -22,25 +25,24 @@ from app.deps import (
     CertEraser,
     CertEvidenceReader,
     CertReader,
-    HolderDep,
+    LoginDep,
+    OwnerDep,
+    OwnersDep,
+    SessionDep,
     SettingsDep,
 )
 from app.errors import (
     AgeRestricted,
     AppError,
-    InternalError,
-    InvalidRequest,
-    PayloadTooLarge,
     ResultInProgress,
     ResultOutcomeUnknown,
     ResultReadsExhausted,
-    ScopeMissing,
     SealedDataUnreadable,
-    ServerKeyRequired,
-    StorageUnavailable,
+    SessionRequired,
     UpstreamInvalid,
     UpstreamTimeout,
     UpstreamUnavailable,
+    UserNotFound,
     VerificationErased,
     VerificationExpired,
     VerificationNotCompleted,
@@ -49,12 +51,12 @@ from app.errors import (
     VerificationTokenRequired,
     VerificationUnknownToToss,
 )
-from app.problems import documented
+from app.problems import ALWAYS, PARTNER, documented
 
+UserId = Annotated[str, Path(alias="userId", pattern=r"^[0-9a-f-]{36}$")]
 TxId = Annotated[str, Path(alias="txId", pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
-ALWAYS: tuple[type[AppError], ...] = (InvalidRequest, PayloadTooLarge, StorageUnavailable, InternalError)
-UPSTREAM: tuple[type[AppError], ...] = (
+CERT_UPSTREAM: tuple[type[AppError], ...] = (
     UpstreamUnavailable,
     UpstreamTimeout,
     UpstreamInvalid,
@@ -64,7 +66,7 @@ UPSTREAM: tuple[type[AppError], ...] = (
 ENDED: tuple[type[AppError], ...] = (VerificationExpired, ResultReadsExhausted, VerificationUnknownToToss)
 RESULT: tuple[type[AppError], ...] = (
     *ALWAYS,
-    *UPSTREAM,
+    *CERT_UPSTREAM,
     *ENDED,
     VerificationNotFound,
     VerificationNotCompleted,
@@ -73,7 +75,6 @@ RESULT: tuple[type[AppError], ...] = (
     VerificationErased,
     SealedDataUnreadable,
 )
-PARTNER: tuple[type[AppError], ...] = (ServerKeyRequired, ScopeMissing)
 
 mini_app = APIRouter(prefix="/api/v1/cert", tags=["Toss Cert (mini-app)"], dependencies=[NO_STORE])
 partner_server = APIRouter(prefix="/server/v1/cert", tags=["Toss Cert (partner server)"], dependencies=[NO_STORE])
@@ -82,32 +83,49 @@ partner_server = APIRouter(prefix="/server/v1/cert", tags=["Toss Cert (partner s
 @mini_app.post(
     "/requests",
     status_code=201,
-    responses=documented(*ALWAYS, *UPSTREAM),
+    responses=documented(*ALWAYS, *CERT_UPSTREAM, SessionRequired),
     response_model_exclude_none=True,
 )
-async def start_verification(cert: CertDep, body: Annotated[StartRequest | None, Body()] = None) -> StartedBody:
-    """Start a verification. Without a body it is USER_NONE (one-touch)."""
+async def start_verification(
+    cert: CertDep, owner: OwnerDep, body: Annotated[StartRequest | None, Body()] = None
+) -> StartedBody:
+    """Start a verification. Without a body it is USER_NONE (one-touch).
+
+    With a session token it belongs to that session; without, to the holder of the token in the answer.
+    """
     if body is None or isinstance(body, OneTouchRequest):
-        return StartedBody.of(await cert.start())
-    return StartedBody.of(await cert.start(name=body.name, phone=body.phone, birthday=body.birthday))
+        return StartedBody.of(await cert.start(owner=owner))
+    return StartedBody.of(await cert.start(owner=owner, name=body.name, phone=body.phone, birthday=body.birthday))
+
+
+@mini_app.post(
+    "/requests/{txId}/claim",
+    responses=documented(*ALWAYS, SessionRequired, VerificationNotFound),
+)
+async def claim_verification(tx_id: TxId, body: ClaimRequest, cert: CertDep, live: SessionDep) -> StatusBody:
+    """Bind a verification that began before the login to this session. Its token serves no longer."""
+    owner = LoggedIn(live.session.session_id, live.user.user_id)
+    return StatusBody.of(await cert.take_over(tx_id, cert.holder(body.verification_token), owner))
 
 
 @mini_app.get(
     "/requests/{txId}/status",
-    responses=documented(*ALWAYS, *UPSTREAM, *ENDED, VerificationNotFound, VerificationTokenRequired),
+    responses=documented(
+        *ALWAYS, *CERT_UPSTREAM, *ENDED, VerificationNotFound, VerificationTokenRequired, SessionRequired
+    ),
 )
-async def get_verification_status(tx_id: TxId, cert: CertDep, holder: HolderDep) -> StatusBody:
+async def get_verification_status(tx_id: TxId, cert: CertDep, holder: OwnersDep) -> StatusBody:
     """Progress only. COMPLETED here is not proof; the result is."""
     return StatusBody.of(await cert.status(tx_id, holder))
 
 
 @mini_app.post(
     "/requests/{txId}/result",
-    responses=documented(*RESULT, VerificationTokenRequired),
+    responses=documented(*RESULT, VerificationTokenRequired, SessionRequired),
     response_model_exclude_none=True,
 )
 async def fetch_verification_outcome(
-    tx_id: TxId, cert: CertDep, holder: HolderDep, settings: SettingsDep
+    tx_id: TxId, cert: CertDep, holder: OwnersDep, settings: SettingsDep
 ) -> OutcomeBody:
     """The verified outcome, as far as the operator discloses it. May be repeated."""
     return OutcomeBody.of(await cert.result(tx_id, holder), disclosed=settings.cert.disclosed_fields)
@@ -115,7 +133,7 @@ async def fetch_verification_outcome(
 
 @partner_server.get(
     "/requests/{txId}/status",
-    responses=documented(*ALWAYS, *UPSTREAM, *ENDED, *PARTNER, VerificationNotFound),
+    responses=documented(*ALWAYS, *CERT_UPSTREAM, *ENDED, *PARTNER, VerificationNotFound),
 )
 async def get_verification_status_as_partner(tx_id: TxId, cert: CertDep, partner: CertReader) -> StatusBody:
     return StatusBody.of(await cert.status(tx_id, partner))
@@ -125,6 +143,22 @@ async def get_verification_status_as_partner(tx_id: TxId, cert: CertDep, partner
 async def fetch_full_result(tx_id: TxId, cert: CertDep, partner: CertReader) -> FullResultBody:
     """Everything that was verified, CI and DI included. May be repeated."""
     return FullResultBody.of(await cert.result(tx_id, partner))
+
+
+@partner_server.post("/users/{userId}/result", responses=documented(*RESULT, *PARTNER))
+async def fetch_full_result_of_user(user_id: UserId, cert: CertDep, partner: CertReader) -> FullResultBody:
+    """As by txId, of the newest verification that this user has finished."""
+    latest = await cert.latest_of(user_id)
+    return FullResultBody.of(await cert.result(latest.tx_id, partner))
+
+
+@partner_server.post("/users/{userId}/compare", responses=documented(*RESULT, *PARTNER, UserNotFound))
+async def compare_with_login(
+    user_id: UserId, login: LoginDep, cert: CertDep, partner: CertComparer
+) -> CheckedPersonBody:
+    """Has this user been verified, and is that the person who is logged in? Ask before what needs both."""
+    user = await login.user(user_id)
+    return CheckedPersonBody.of(await cert.check_person(user_id, partner, ci_hash=user.ci_hash))
 
 
 @partner_server.post("/requests/{txId}/compare", responses=documented(*RESULT, *PARTNER))

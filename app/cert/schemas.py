@@ -5,14 +5,15 @@ import unicodedata
 from datetime import UTC, date, datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
-from pydantic.alias_generators import to_camel
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from app.cert.outcome import KOREA, AgeGroup, mask_name, parse_birthday
-from app.cert.service import Comparison, Evidence, Retrieved, Source, Started
+from app.cert.outcome import KOREA, AgeGroup, parse_birthday
+from app.cert.service import CheckedPerson, Comparison, Evidence, Retrieved, Source, Started
 from app.cert.tables import Verification
+from app.person import mask_name
 from app.settings import DisclosedField
 from app.toss.cert import RequestStatus
+from app.wire import Input, Wire
 
 MAX_NAME = 80
 PHONE = "^[0-9]{10,11}$"
@@ -66,20 +67,6 @@ Birthday = Annotated[
 LinkingText = Annotated[str, Field(min_length=1, max_length=MAX_LINKING_TEXT), AfterValidator(_printable)]
 
 
-class Wire(BaseModel):
-    model_config = ConfigDict(
-        alias_generator=to_camel,
-        validate_by_name=True,
-        validate_by_alias=True,
-        serialize_by_alias=True,
-        hide_input_in_errors=True,
-    )
-
-
-class Input(Wire):
-    model_config = ConfigDict(extra="forbid", validate_by_name=False)
-
-
 class OneTouchRequest(Input):
     """원터치 인증: no personal data is sent."""
 
@@ -104,6 +91,10 @@ StartRequest = Annotated[
     Annotated[OneTouchRequest, Tag("USER_NONE")] | Annotated[PersonalRequest, Tag("USER_PERSONAL")],
     Discriminator(_request_type),
 ]
+
+
+class ClaimRequest(Input):
+    verification_token: str = Field(min_length=1, max_length=200)
 
 
 class CompareRequest(Input):
@@ -138,7 +129,10 @@ class StartedBody(Wire):
         description="The latest moment at which the user can still finish; the status is the truth"
     )
     launch: Launch
-    verification_token: str = Field(description="Shows that this verification is yours. Given out once")
+    verification_token: str | None = Field(
+        None,
+        description="Shows that this verification is yours. Given out once; absent where a login session shows it",
+    )
 
     @classmethod
     def of(cls, started: Started) -> Self:
@@ -318,6 +312,21 @@ class ComparisonBody(Wire):
     @classmethod
     def of(cls, comparison: Comparison) -> Self:
         return cls(is_same_person=comparison.is_same_person, matches=comparison.matches)
+
+
+class CheckedPersonBody(Wire):
+    """The newest finished verification of a user, and whether it names the person who is logged in."""
+
+    tx_id: str
+    completed_at: datetime | None
+    is_same_person: bool | None = Field(
+        description="By CI. null when either side has none: the login's needs the scope USER_CI"
+    )
+
+    @classmethod
+    def of(cls, checked: CheckedPerson) -> Self:
+        row = checked.verification
+        return cls(tx_id=row.tx_id, completed_at=row.completed_at, is_same_person=checked.is_same_person)
 
 
 class EvidenceBody(Wire):

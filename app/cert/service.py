@@ -1,6 +1,5 @@
 """Toss Cert, the use cases: start, ask, fetch the result once and safely, answer from our store afterwards."""
 
-import asyncio
 import hmac
 import secrets
 import time
@@ -14,11 +13,10 @@ from functools import partial
 import structlog
 from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncSession
 from typing_extensions import override
 
-from app.cert.outcome import AdultRule, Age, Identity, age_of, normalize_name
-from app.cert.refusals import ASK_AGAIN, FINAL_CODES, UNREADABLE, app_error, ending
+from app.cert.outcome import AdultRule, Age, Identity, age_of
+from app.cert.refusals import FINAL_CODES, UNREADABLE, app_error, ending
 from app.cert.tables import (
     MAX_READS,
     READS_LOST,
@@ -30,31 +28,27 @@ from app.cert.tables import (
     keep_answer,
     take_lease,
 )
-from app.database import Database
+from app.database import Database, LateWrites
 from app.errors import (
     AppError,
     ResultInProgress,
     ResultOutcomeUnknown,
     ResultReadsExhausted,
     SealedDataUnreadable,
-    StorageUnavailable,
     UpstreamInvalid,
     VerificationErased,
     VerificationExpired,
     VerificationNotFound,
 )
+from app.person import normalize_name
 from app.toss.cert import CertApi, OpenedResult, RequestStatus, ResultAnswer, StartedRequest
 from app.toss.errors import NotSent, TossError, TossRejected, Unintelligible
 from app.toss.signature import SignatureChecker
+from app.upstream import ASK_AGAIN
 from app.vault import Sealed, UnsealError, Vault
 
 TOKEN_PREFIX = "vt_"  # noqa: S105 - makes a leaked token recognisable
 BATCH = 200
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
-"""Seconds between attempts to commit what a call to Toss has brought."""
-CALLERS_PATIENCE = timedelta(seconds=6)
-"""For that commit; a failover of the database may take longer, and the write then goes on alone."""
-
 STEPS_TO: dict[RequestStatus, tuple[RequestStatus, ...]] = {
     RequestStatus.REQUESTED: (),
     RequestStatus.IN_PROGRESS: (RequestStatus.REQUESTED,),
@@ -81,7 +75,15 @@ class PartnerServer:
     key_id: str
 
 
-Caller = Holder | PartnerServer
+@dataclass(frozen=True)
+class LoggedIn:
+    """Somebody with a login session: reaches the verifications that this session started or took over."""
+
+    session_id: str
+    user_id: str
+
+
+Caller = Holder | LoggedIn | PartnerServer
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,8 @@ class Rules:
 class Started:
     verification: Verification
     links: StartedRequest
-    token: str
+    token: str | None
+    """None for somebody logged in, whose session shows that the verification is theirs."""
 
     @override
     def __repr__(self) -> str:
@@ -140,6 +143,13 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class CheckedPerson:
+    verification: Verification
+    is_same_person: bool | None
+    """None where one side has no CI."""
+
+
+@dataclass(frozen=True)
 class Evidence:
     verification: Verification
     signature: str
@@ -162,6 +172,7 @@ class CertService:
         self,
         *,
         database: Database,
+        writes: LateWrites,
         api: CertApi,
         vault: Vault,
         signatures: SignatureChecker,
@@ -178,8 +189,8 @@ class CertService:
         self._clock = clock
         self._checkpoint = checkpoint
         self._monotonic = monotonic
-        self._writes: set[asyncio.Task[None]] = set()
         self._log = structlog.stdlib.get_logger("app.cert")
+        self._writes = writes
 
     def holder(self, token: str) -> Holder:
         return Holder(self._vault.hash("verification_token", token))
@@ -187,9 +198,16 @@ class CertService:
     # --- Start and status ---------------------------------------------------------------------------------
 
     async def start(
-        self, *, name: str | None = None, phone: str | None = None, birthday: str | None = None
+        self,
+        *,
+        owner: LoggedIn | None = None,
+        name: str | None = None,
+        phone: str | None = None,
+        birthday: str | None = None,
     ) -> Started:
         """USER_PERSONAL when all three are given, USER_NONE when none is.
+
+        Without an owner, whoever holds the token that comes back is the owner.
 
         Raises: UpstreamUnavailable, UpstreamTimeout, UpstreamInvalid, AgeRestricted, VerificationRefused.
         """
@@ -202,12 +220,14 @@ class CertService:
                 started = await self._api.request_one_touch()
         except TossError as error:
             raise app_error(error) from error
-        token = TOKEN_PREFIX + secrets.token_urlsafe(32)
+        token = TOKEN_PREFIX + secrets.token_urlsafe(32) if owner is None else None
         now = self._clock()
         verification = Verification(
             tx_id=started.tx_id,
             request_type=request_type,
-            token_hash=self._vault.hash("verification_token", token),
+            token_hash=self._vault.hash("verification_token", token) if token is not None else None,
+            session_id=owner.session_id if owner is not None else None,
+            user_id=owner.user_id if owner is not None else None,
             status=RequestStatus.REQUESTED,
             created_at=now,
             requested_at=started.requested_at or now,
@@ -244,6 +264,22 @@ class CertService:
             raise app_error(error) from error
         await self._note_status(tx_id, seen)
         return await self._find(tx_id, caller)
+
+    async def take_over(self, tx_id: str, holder: Holder, owner: LoggedIn) -> Verification:
+        """Bind a verification that began before the login to the session; its token serves no longer.
+
+        Raises: VerificationNotFound, also for a token that was used for this before.
+        """
+        async with self._database.transaction() as session:
+            taken: Verification | None = await session.scalar(
+                update(Verification)
+                .where(Verification.tx_id == tx_id, Verification.token_hash == holder.token_hash)
+                .values(token_hash=None, session_id=owner.session_id, user_id=owner.user_id)
+                .returning(Verification)
+            )
+        if taken is None:
+            raise VerificationNotFound
+        return taken
 
     async def _note_status(self, tx_id: str, seen: RequestStatus) -> None:
         values: dict[str, object] = {"status": seen}
@@ -309,7 +345,7 @@ class CertService:
         await self._checkpoint("leased")
         if self._monotonic() - began > self._rules.start_within.total_seconds():
             # This process was stopped. By the time of an answer, another could hold the lease.
-            await self._insist(tx_id, partial(give_back_read, tx_id=tx_id, lease_id=lease_id))
+            await self._writes.commit(partial(give_back_read, tx_id=tx_id, lease_id=lease_id), tx_id=tx_id)
             raise ResultInProgress(retry_after=ASK_AGAIN)
         try:
             answer = await self._api.result(tx_id)
@@ -317,7 +353,7 @@ class CertService:
             return await self._without_answer(leased, lease_id, error)
         await self._checkpoint("answer_received")
         sealed = self._vault.seal(answer.dump(), leased.place_of("answer"))
-        await self._insist(tx_id, partial(keep_answer, tx_id=tx_id, answer=sealed))
+        await self._writes.commit(partial(keep_answer, tx_id=tx_id, answer=sealed), tx_id=tx_id)
         await self._checkpoint("answer_kept")
         stored = await self._open(await self._get(tx_id))
         await self._checkpoint("result_stored")
@@ -330,11 +366,11 @@ class CertService:
         """Settle a call that brought nothing. What certainly read nothing gives its read back (reference 8)."""
         tx_id = leased.tx_id
         if isinstance(error, NotSent | TossRejected) or (isinstance(error, Unintelligible) and error.was_refused):
-            await self._insist(tx_id, partial(give_back_read, tx_id=tx_id, lease_id=lease_id))
+            await self._writes.commit(partial(give_back_read, tx_id=tx_id, lease_id=lease_id), tx_id=tx_id)
             if isinstance(error, TossRejected):
                 await self._end_if_final(tx_id, error)
             raise app_error(error) from error
-        await self._insist(tx_id, partial(drop_lease, tx_id=tx_id, lease_id=lease_id))
+        await self._writes.commit(partial(drop_lease, tx_id=tx_id, lease_id=lease_id), tx_id=tx_id)
         self._log.warning("result_answer_lost", tx_id=tx_id, reads_left=leased.reads_left, why=str(error))
         current = await self._get(tx_id)
         if current.result_state in (ResultState.ANSWERED, ResultState.STORED):
@@ -345,40 +381,6 @@ class CertService:
             retryable=has_more,
             retry_after=ASK_AGAIN if has_more else None,
         ) from error
-
-    async def _insist(self, tx_id: str, write: Callable[[AsyncSession], Awaitable[None]]) -> None:
-        """Commit what a call to Toss has brought, however long the database is away.
-
-        The caller waits for a while; the write goes on without it until it succeeds or the process ends.
-
-        Raises: StorageUnavailable when the caller has waited long enough.
-        """
-        task = asyncio.create_task(self._until_written(tx_id, write))
-        self._writes.add(task)
-        task.add_done_callback(self._writes.discard)
-        try:
-            async with asyncio.timeout(CALLERS_PATIENCE.total_seconds()):
-                await asyncio.shield(task)
-        except TimeoutError:
-            raise StorageUnavailable from None
-
-    async def _until_written(self, tx_id: str, write: Callable[[AsyncSession], Awaitable[None]]) -> None:
-        pause = FIRST_PAUSE
-        while True:
-            try:
-                async with self._database.transaction() as session:
-                    return await write(session)
-            except StorageUnavailable:
-                self._log.warning("write_delayed", tx_id=tx_id)
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, LONGEST_PAUSE)
-
-    async def aclose(self) -> None:
-        """Give writes that wait for the database a last moment; what they hold is lost with the process."""
-        if self._writes:
-            await asyncio.wait(self._writes, timeout=CALLERS_PATIENCE.total_seconds())
-        for task in self._writes:
-            task.cancel()
 
     async def _lease(self, tx_id: str) -> tuple[Verification | None, str]:
         lease_id, now = str(uuid.uuid4()), self._clock()
@@ -504,6 +506,37 @@ class CertService:
             matches["birthday"] = None if known is None else known == birthday
         return Comparison(matches)
 
+    async def latest_of(self, user_id: str) -> Verification:
+        """The newest verification of a user that was finished.
+
+        Raises: VerificationNotFound.
+        """
+        async with self._database.transaction() as session:
+            latest = await session.scalar(
+                select(Verification)
+                .where(
+                    Verification.user_id == user_id,
+                    Verification.status == RequestStatus.COMPLETED,
+                    Verification.result_state.in_((ResultState.NONE, ResultState.ANSWERED, ResultState.STORED)),
+                )
+                .order_by(Verification.created_at.desc())
+                .limit(1)
+            )
+        if latest is None:
+            raise VerificationNotFound
+        return latest
+
+    async def check_person(self, user_id: str, caller: PartnerServer, *, ci_hash: str | None) -> CheckedPerson:
+        """Whether the newest verification of a user names the person whose CI has this hash.
+
+        Raises: as `result`.
+        """
+        latest = await self.latest_of(user_id)
+        verification = (await self.result(latest.tx_id, caller)).verification
+        known = verification.ci_hash
+        is_same = None if known is None or ci_hash is None else hmac.compare_digest(known, ci_hash)
+        return CheckedPerson(verification, is_same)
+
     async def evidence(self, tx_id: str, caller: PartnerServer) -> Evidence:
         """The user's signature, as the law wants it kept together with the txId (toss-cert reference 6).
 
@@ -528,6 +561,16 @@ class CertService:
             )
         await self._database.forget()
         self._log.info("verification_erased", tx_id=tx_id, key_id=caller.key_id, keeps_signature=keeps_signature)
+
+    async def erase_of(self, user_id: str) -> None:
+        """A user leaves: as `erase` for all that is theirs. Signatures stay for as long as the law wants them."""
+        async with self._database.transaction() as session:
+            await session.execute(
+                update(Verification)
+                .where(Verification.user_id == user_id, Verification.erased_at.is_(None))
+                .values(**_erased(self._clock()))
+            )
+        await self._database.forget()
 
     # --- What a crash or time leaves to do ----------------------------------------------------------------
 
@@ -611,7 +654,14 @@ class CertService:
     async def _find(self, tx_id: str, caller: Caller) -> Verification:
         """Raises: VerificationNotFound, also when it is somebody else's."""
         verification = await self._get(tx_id)
-        if isinstance(caller, Holder) and not hmac.compare_digest(verification.token_hash or "", caller.token_hash):
+        match caller:
+            case Holder(token_hash=token_hash):
+                is_theirs = hmac.compare_digest(verification.token_hash or "", token_hash)
+            case LoggedIn(session_id=session_id):
+                is_theirs = verification.session_id == session_id
+            case PartnerServer():
+                is_theirs = True
+        if not is_theirs:
             raise VerificationNotFound
         return verification
 

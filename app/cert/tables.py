@@ -39,11 +39,15 @@ class Verification(Base):
         Index("ix_verification_ci_hash", "ci_hash"),
         Index("ix_verification_created_at", "created_at"),
         Index("ix_verification_lease_until", "lease_until"),
+        Index("ix_verification_user_id", "user_id"),
     )
 
     tx_id: Mapped[str] = mapped_column(String(64), primary_key=True)
     request_type: Mapped[str] = mapped_column(String(16))
     token_hash: Mapped[str | None] = mapped_column(String(64))
+    session_id: Mapped[str | None] = mapped_column(String(36))
+    """Of the login session that owns it; then there is no token."""
+    user_id: Mapped[str | None] = mapped_column(String(36))
     status: Mapped[str] = mapped_column(String(16))
     created_at: Mapped[datetime] = mapped_column(Instant)
     requested_at: Mapped[datetime] = mapped_column(Instant)

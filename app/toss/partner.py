@@ -87,7 +87,7 @@ def read_envelope(answer: Answer) -> Payload:
 
 
 def _refuse_inner_failure(answer: Answer, payload: object) -> None:
-    """Plain Toss Pay has a `code` of its own inside, 0 for success; whether it gets here is open (reference 8.3)."""
+    """Plain Toss Pay has a `code` of its own inside, 0 for success; whether it gets here is open (8.3)."""
     if not isinstance(payload, dict):
         return
     inner = payload.get("code")

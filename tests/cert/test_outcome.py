@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.cert.outcome import KOREA, AgeGroup, Identity, age_of, mask_name, normalize_name, parse_birthday
+from app.cert.outcome import KOREA, AgeGroup, Identity, age_of, parse_birthday
+from app.person import mask_name, normalize_name
 
 ADULT, MINOR, UNKNOWN = AgeGroup.ADULT, AgeGroup.MINOR, AgeGroup.UNKNOWN
 

@@ -405,7 +405,7 @@ async def test_a_write_that_waits_for_the_database_is_awaited_at_the_end(embedde
             raise StorageUnavailable
 
     async with Bff.running(settings_for(embedded, sandbox), sandbox) as bff:
-        asking = asyncio.create_task(bff.resources.cert._insist("tx", write))
+        asking = asyncio.create_task(bff.resources.writes.commit(write))
         await has_failed.wait()
     assert len(attempts) == 2
     await asking

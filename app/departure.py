@@ -1,0 +1,99 @@
+"""How a user leaves: at Toss, in what Toss Cert has verified, in what login knows. Spans features, alone of all."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import structlog
+
+from app.cert.service import CertService
+from app.errors import AppError, StorageUnavailable
+from app.login.service import LoginService
+from app.login.tables import User
+from app.toss.governor import Lane
+
+ATTEMPTS = 3
+
+
+class Referrer(StrEnum):
+    """Why Toss calls back (apps-in-toss reference 14.1). Others may come."""
+
+    UNLINK = "UNLINK"
+    WITHDRAWAL_TERMS = "WITHDRAWAL_TERMS"
+    WITHDRAWAL_TOSS = "WITHDRAWAL_TOSS"
+
+
+class NoticeOutcome(StrEnum):
+    ENDED = "ENDED"
+    ERASED = "ERASED"
+    STALE = "STALE"
+    """Toss says that the link is alive: the user has linked again since."""
+    NOT_LINKED = "NOT_LINKED"
+
+
+@dataclass(frozen=True)
+class Departed:
+    unlinks_finished: int
+    users_erased: int
+
+
+class Departure:
+    def __init__(self, *, login: LoginService, cert: CertService) -> None:
+        self._login = login
+        self._cert = cert
+        self._log = structlog.stdlib.get_logger("app.departure")
+
+    async def by_request(self, user_id: str, *, lane: Lane = Lane.INTERACTIVE) -> None:
+        """The user, or the partner for them, wants to go: unlink at Toss, then erase.
+
+        If Toss does not confirm, nothing is erased yet, and `reconcile` tries again.
+
+        Raises: UserNotFound, UnlinkNeedsLogin, and what a failed call to Toss raises.
+        """
+        user = await self._login.user(user_id)
+        await self._login.unlink_at_toss(user, lane=lane)
+        # The user goes last: from there the rest is found again after a crash.
+        await self._cert.erase_of(user_id)
+        await self._login.erase(user)
+
+    async def by_notice(self, user_key: int, referrer: str) -> str:
+        """Toss says that the link is over. As a notice may be late, Toss is asked whether it still is.
+
+        Who leaves Toss altogether is forgotten altogether; of the others the row remains by which a returning user
+        is recognised, and what the law wants kept of a verification.
+
+        Raises: AppError when it cannot be decided now.
+        """
+        is_final = referrer == Referrer.WITHDRAWAL_TOSS
+        for _ in range(ATTEMPTS):
+            user = await self._login.find(user_key)
+            if user is None or (user.unlinked_at is not None and not is_final):
+                return NoticeOutcome.NOT_LINKED
+            if user.unlinked_at is None and await self._login.is_link_alive(user):
+                return NoticeOutcome.STALE
+            if is_final:
+                await self._cert.erase_of(user.user_id)
+            if await self._login.end_link(user, erases=is_final):
+                return NoticeOutcome.ERASED if is_final else NoticeOutcome.ENDED
+            # Somebody has logged in meanwhile: look again.
+        raise StorageUnavailable
+
+    async def reconcile(self) -> Departed:
+        """Finish what users have asked for, and forget those past their retention."""
+        finished = 0
+        for user in await self._login.leaving():
+            finished += await self._try_to_finish(user)
+        erased = 0
+        while users := await self._login.past_retention():
+            for user in users:
+                await self._cert.erase_of(user.user_id)
+                erased += await self._login.erase(user)
+        return Departed(finished, erased)
+
+    async def _try_to_finish(self, user: User) -> bool:
+        try:
+            await self.by_request(user.user_id, lane=Lane.BACKGROUND)
+        except AppError as error:
+            # One user of whom Toss wants a fresh login must not keep the others.
+            self._log.warning("unlink_not_finished", user_id=user.user_id, code=error.code)
+            return False
+        return True

@@ -1,0 +1,1 @@
+"""Toss login: users, their sessions with us, their tokens at Toss."""
