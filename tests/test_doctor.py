@@ -45,7 +45,7 @@ def one(embedded, sandbox):
 async def test_a_healthy_service_has_no_faults(settings, sandbox, backend):
     found = await findings(settings)
     assert [finding.check for finding in found if finding.is_fault] == []
-    port = sandbox.toss_url.rpartition(":")[2]
+    port, partner_port = (url.rpartition(":")[2] for url in (sandbox.toss_url, sandbox.partner_url))
     assert [finding.check for finding in found] == [
         "settings",
         "database",
@@ -54,6 +54,7 @@ async def test_a_healthy_service_has_no_faults(settings, sandbox, backend):
         f"TLS to 127.0.0.1:{port}",
         "clock",
         "client certificate",
+        f"TLS to 127.0.0.1:{partner_port}",
     ]
     assert "TLSv1.3" in found[4].what
     assert ("not configured" in found[2].what) == (backend.name == "embedded")

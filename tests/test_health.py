@@ -25,14 +25,14 @@ async def probes(settings, sandbox) -> tuple[int, dict, int]:
 
 
 async def test_all_is_well(settings, sandbox):
-    ready = {"status": "ready", "database": "ok", "sharedState": "ok"}
+    ready = {"status": "ready", "database": "ok", "sharedState": "ok", "clientCertificate": "ok"}
     assert await probes(settings, sandbox) == (200, ready, 200)
     assert sandbox.state.count() == 0
 
 
 async def test_without_redis_the_service_is_degraded_but_takes_requests(settings, sandbox):
     settings = with_urls(settings, redis=f"redis://127.0.0.1:{free_port()}")
-    degraded = {"status": "degraded", "database": "ok", "sharedState": "down"}
+    degraded = {"status": "degraded", "database": "ok", "sharedState": "down", "clientCertificate": "ok"}
     assert await probes(settings, sandbox) == (200, degraded, 200)
     async with Bff.running(settings, sandbox) as bff:
         assert (await bff.result(await bff.completed())).status_code == 200
@@ -41,7 +41,7 @@ async def test_without_redis_the_service_is_degraded_but_takes_requests(settings
 
 async def test_without_its_database_the_service_lives_but_is_not_ready(settings, sandbox):
     settings = with_urls(settings, database=f"postgresql+asyncpg://bff:pa55word@127.0.0.1:{free_port()}/bff")
-    not_ready = {"status": "not_ready", "database": "down", "sharedState": "ok"}
+    not_ready = {"status": "not_ready", "database": "down", "sharedState": "ok", "clientCertificate": "ok"}
     assert await probes(settings, sandbox) == (503, not_ready, 200)
 
 
@@ -51,11 +51,11 @@ async def test_without_both_it_says_so(embedded, sandbox):
         database=f"postgresql+asyncpg://bff@127.0.0.1:{free_port()}/bff",
         redis=f"redis://127.0.0.1:{free_port()}",
     )
-    not_ready = {"status": "not_ready", "database": "down", "sharedState": "down"}
+    not_ready = {"status": "not_ready", "database": "down", "sharedState": "down", "clientCertificate": "ok"}
     assert await probes(settings, sandbox) == (503, not_ready, 200)
 
 
 async def test_a_database_without_tables_is_outdated(embedded, sandbox, tmp_path):
     settings = with_urls(settings_for(embedded, sandbox), database=f"sqlite+aiosqlite:///{tmp_path}/new.db")
-    outdated = {"status": "not_ready", "database": "outdated", "sharedState": "ok"}
+    outdated = {"status": "not_ready", "database": "outdated", "sharedState": "ok", "clientCertificate": "ok"}
     assert await probes(settings, sandbox) == (503, outdated, 200)

@@ -74,6 +74,7 @@ async def test_constraints_and_indexes_have_the_names_of_the_models(database):
                 inspector.get_check_constraints(table),
                 inspector.get_unique_constraints(table),
                 [inspector.get_pk_constraint(table)],
+                inspector.get_foreign_keys(table),
                 [index for index in inspector.get_indexes(table) if not index.get("duplicates_constraint")],
             )
             for name in (each["name"] for each in found)

@@ -8,6 +8,7 @@ from sqlalchemy import select, update
 
 from app.cert.service import CertService, PartnerServer
 from app.cert.tables import ResultState, Verification
+from app.database import LateWrites
 from app.errors import ResultInProgress, StorageUnavailable, UpstreamInvalid, VerificationNotCompleted
 from app.toss.cert import StartedRequest
 from tests.conftest import settings_for
@@ -439,6 +440,7 @@ def service(bff, *, api=None, checkpoint=None, database=None, monotonic=time.mon
     own = bff.resources.cert
     return CertService(
         database=database or bff.resources.database,
+        writes=LateWrites(database=database) if database else bff.resources.writes,
         api=api or own._api,
         vault=bff.resources.vault,
         signatures=own._signatures,

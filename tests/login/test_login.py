@@ -7,7 +7,6 @@ async def test_a_login_gives_a_session(bff):
     login = await bff.log_in()
     answer = await bff.me(login)
     assert answer.status_code == 200, answer.text
-    print(answer.json())
     assert answer.json() == login.body["user"]
 
 
