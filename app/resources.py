@@ -268,10 +268,8 @@ def _login_api(
     if transport is None:
         return None
     toss, budget = settings.toss, settings.budget
-    # Toss counts for each mini-app, wherever it runs.
-    owner = hashlib.sha256(f"{toss.api_url}\x1f{settings.network.app_name}".encode()).hexdigest()[:32]
     governor = Governor(
-        store=SharedBudget(state=shared_state, name=f"budget:{owner}"),
+        store=SharedBudget(state=shared_state, name=budget_name(settings)),
         rules=BudgetRules(
             processes=budget.replicas * settings.server.workers,
             per_minute=budget.per_minute,
@@ -283,6 +281,12 @@ def _login_api(
     )
     partner = PartnerApi(transport=transport, governor=governor, base_url=toss.api_url, deadline=toss.call_deadline)
     return LoginApi(partner=partner)
+
+
+def budget_name(settings: Settings) -> str:
+    """Toss counts for each mini-app, over all that speak for it."""
+    owner = f"{settings.toss.api_url}\x1f{settings.network.app_name}"
+    return "budget:" + hashlib.sha256(owner.encode()).hexdigest()[:32]
 
 
 def _login_rules(settings: Settings) -> LoginRules:
