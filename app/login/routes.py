@@ -6,6 +6,7 @@ from fastapi import APIRouter, Path, Response
 
 from app.deps import (
     NO_STORE,
+    CertDep,
     DepartureDep,
     LoginDep,
     SessionDep,
@@ -38,6 +39,7 @@ from app.login.schemas import (
     SessionBody,
     SessionsBody,
     UserBody,
+    VerifiedPerson,
 )
 from app.login.service import LoggedIn, LoginService
 from app.login.tables import User
@@ -124,11 +126,21 @@ async def end_my_session(session_id: SessionId, live: SessionDep, login: LoginDe
 
 @partner_server.post("/sessions/introspect", responses=documented(*ALWAYS, *PARTNER, SealedDataUnreadable))
 async def introspect_session(
-    body: IntrospectRequest, login: LoginDep, _partner: SessionIntrospector
+    body: IntrospectRequest, login: LoginDep, cert: CertDep, _partner: SessionIntrospector
 ) -> IntrospectionBody:
     """Who sent you this session token? Never believe a user id or userKey that a mini-app sends."""
     live = await login.sessions.verify(body.session_token)
-    return IntrospectionBody.of(live, login.user_key_of(live.user) if live is not None else None)
+    if live is None:
+        return IntrospectionBody(active=False)
+    known = await cert.known_person(live.user.user_id, ci_hash=live.user.ci_hash)
+    verification = None
+    if known is not None:
+        verification = VerifiedPerson(
+            tx_id=known.verification.tx_id,
+            completed_at=known.verification.completed_at,
+            is_same_person=known.is_same_person,
+        )
+    return IntrospectionBody.of(live, login.user_key_of(live.user), verification)
 
 
 @partner_server.post("/users/lookup", responses=documented(*ALWAYS, *PARTNER, UserNotFound, SealedDataUnreadable))

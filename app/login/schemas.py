@@ -132,6 +132,12 @@ class IntrospectRequest(Input):
     session_token: str = Field(min_length=1, max_length=200, description="As the mini-app sent it to you")
 
 
+class VerifiedPerson(Wire):
+    tx_id: str
+    completed_at: datetime | None
+    is_same_person: bool | None = Field(description="By CI; null when either side has none")
+
+
 class IntrospectionBody(Wire):
     """Who is behind a session token. When it is not active, nothing but that is said."""
 
@@ -141,11 +147,14 @@ class IntrospectionBody(Wire):
     kind: UserKind | None = None
     user_key: str | None = Field(None, description="Null for an anonymous user")
     expires_at: datetime | None = None
+    verification: VerifiedPerson | None = Field(
+        None,
+        description="The newest Toss Cert verification of this user whose result has been fetched. Null: require one "
+        "before what needs it",
+    )
 
     @classmethod
-    def of(cls, live: LiveSession | None, user_key: int | None) -> Self:
-        if live is None:
-            return cls(active=False)
+    def of(cls, live: LiveSession, user_key: int | None, verification: VerifiedPerson | None) -> Self:
         return cls(
             active=True,
             session_id=live.session.session_id,
@@ -153,6 +162,7 @@ class IntrospectionBody(Wire):
             kind=UserKind(live.user.kind),
             user_key=str(user_key) if user_key is not None else None,
             expires_at=live.session.expires_at,
+            verification=verification,
         )
 
 
