@@ -149,7 +149,7 @@ class IntrospectionBody(Wire):
     expires_at: datetime | None = None
     verification: VerifiedPerson | None = Field(
         None,
-        description="The newest Toss Cert verification of this user whose result has been fetched. Null: require one "
+        description="The newest Toss Cert verification of this user whose result was fetched. Null: require one "
         "before what needs it",
     )
 
