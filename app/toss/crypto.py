@@ -233,7 +233,9 @@ class LoginFieldCipher:
     """
 
     def __init__(self, *, keys: Sequence[bytes], aads: Sequence[str]) -> None:
-        """The newest first. Without a key nothing opens."""
+        """The newest first. Without a key nothing opens. ValueError, without the key, for one of another length."""
+        if any(len(key) != KEY_BYTES for key in keys):  # a shorter one would make AES-128 of it
+            raise ValueError(f"a key of Toss login has {KEY_BYTES} bytes")
         self._ciphers = [AESGCM(key) for key in keys]
         self._aads = [aad.encode() for aad in aads]
 

@@ -19,21 +19,24 @@ OAUTH: Final = f"{PREFIX}/user/oauth2"
 PROFILE_FIELDS: Final = ("name", "callingCode", "phone", "birthday", "ci", "gender", "nationality", "email")
 """What login-me encrypts, each by itself; `di` is always null (reference 6.4)."""
 MAX_USER_KEY: Final = 2**63 - 1
+FIRST_INEXACT: Final = 2**53
+"""From here on a float stands for several whole numbers, and two users would become one."""
 ASSUMED_LIFE: Final = 300
 """Seconds, for an access token whose life cannot be read; Toss says 3,599."""
 NOT_VERIFIED: Final = "NOT_VERIFIED"
-"""Our own `error_code`: the anonymous key's verification was answered, but not with yes."""
+"""Our own `error_code`: the anonymous key's verification was not answered with yes, or could not be asked for."""
 HTTP_UNAUTHORIZED: Final = 401
 
 _BETWEEN_SCOPES = re.compile(r"[,\s]+")
 _VISIBLE = r"^[\x21-\x7e]{1,8192}$"
+_ANON_KEY = re.compile(r"[\x21-\x7e]{1,512}")  # 64 characters are said to suffice (reference 4)
 
 
 def whole_number(value: object) -> int | None:
     """A number that may have been written as text; None for anything else. True is no number."""
     if isinstance(value, str) and re.fullmatch(r"[0-9]{1,19}", value.strip()):
         return int(value)
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, float) and value.is_integer() and abs(value) < FIRST_INEXACT:
         return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
@@ -159,6 +162,8 @@ class LoginApi:
 
         Raises: TossError; TossRejected for a key that Toss does not know, in whichever of the seen forms.
         """
+        if _ANON_KEY.fullmatch(anon_key) is None:  # Toss issues none that a header cannot hold
+            raise TossRejected(http_status=0, error_code=NOT_VERIFIED)
         path, headers = f"{PREFIX}/users/anon-key/verify", {"x-anon-key": anon_key}
         try:
             payload = await self._partner.post(path, {}, headers=headers)
@@ -175,7 +180,8 @@ def _member(payload: Payload) -> Member:
     user_key = user_key_of(fields.get("userKey"))
     if user_key is None:
         raise Unintelligible("no userKey", http_status=payload.http_status)
-    terms = fields.get("agreedTerms", fields.get("agreeTerms"))  # one community DTO has the second spelling
+    terms = fields.get("agreedTerms")
+    terms = fields.get("agreeTerms") if terms is None else terms  # as one community DTO spells it (reference 6.4)
     return Member(
         user_key=user_key,
         scopes=scopes_of(fields.get("scope")),

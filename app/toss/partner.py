@@ -1,7 +1,6 @@
 """The Apps-in-Toss partner API: envelope, deadlines, and the budget that every call spends (reference 3)."""
 
 import asyncio
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,8 +18,19 @@ INNER_FAULTS: Final = frozenset(
     {"HTTP_TIMEOUT", "NETWORK_ERROR", "EXECUTION_FAIL", "INTERRUPTED", "INTERNAL_ERROR"}
 )
 """Result types that tell of a call inside Toss. How far it came, nobody says."""
-OAUTH_ERROR: Final = re.compile(r"[a-z]+(?:_[a-z]+)+")
-"""As RFC 6749 5.2 and RFC 6750 3.1 write them; a gateway's "Bad Gateway" is none."""
+OAUTH_REFUSALS: Final = frozenset(
+    {
+        "insufficient_scope",
+        "invalid_client",
+        "invalid_grant",
+        "invalid_request",
+        "invalid_scope",
+        "invalid_token",
+        "unauthorized_client",
+        "unsupported_grant_type",
+    }
+)
+"""All of RFC 6749 5.2 and RFC 6750 3.1. A gateway's "Bad Gateway" or "too_many_requests" is none of them."""
 SERVER_ERROR: Final = 500
 
 
@@ -72,14 +82,15 @@ def read_envelope(answer: Answer) -> Payload:
     rejected = TossRejected(
         http_status=answer.http_status,
         error_code=code,
-        reason=str(_first(fields, "reason", "message", otherwise="")),
+        reason=_text(_first(fields, "reason", "message", otherwise="")),
         data=fields["data"] if isinstance(fields.get("data"), dict) else None,
     )
-    if result_type == "FAIL" or (isinstance(result_type, str) and code == RATE_LIMITED):
-        raise rejected
-    if result_type in INNER_FAULTS:
-        raise TossFault(result_type=result_type, error_code=code)
-    is_oauth = result_type is None and isinstance(error, str) and OAUTH_ERROR.fullmatch(error) is not None
+    if isinstance(result_type, str):
+        if result_type == "FAIL" or code == RATE_LIMITED:
+            raise rejected
+        if result_type in INNER_FAULTS:
+            raise TossFault(result_type=result_type, error_code=code)
+    is_oauth = result_type is None and isinstance(error, str) and error in OAUTH_REFUSALS
     if is_oauth and answer.http_status < SERVER_ERROR:
         raise rejected
     # Whatever else has an "error" was said by somebody between Toss and us, who cannot know what Toss did.
@@ -87,7 +98,7 @@ def read_envelope(answer: Answer) -> Payload:
 
 
 def _refuse_inner_failure(answer: Answer, payload: object) -> None:
-    """Plain Toss Pay has a `code` of its own inside, 0 for success; whether it gets here is open (8.3)."""
+    """Plain Toss Pay has its own `code` inside, 0 for success; whether it gets here is open (reference 8.3)."""
     if not isinstance(payload, dict):
         return
     inner = payload.get("code")
@@ -96,12 +107,16 @@ def _refuse_inner_failure(answer: Answer, payload: object) -> None:
     raise TossRejected(
         http_status=answer.http_status,
         error_code=plain_code(_first(payload, "errorCode", otherwise=inner)),
-        reason=str(_first(payload, "msg", otherwise="")),
+        reason=_text(_first(payload, "msg", otherwise="")),
     )
 
 
 def _first(fields: Mapping[str, Any], *names: str, otherwise: object) -> object:
     return next((fields[name] for name in names if fields.get(name) is not None), otherwise)
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
 
 
 class PartnerApi:
@@ -145,11 +160,12 @@ class PartnerApi:
         headers: Mapping[str, str] | None = None,
         sub_limits: Iterable[SubLimit] = (),
     ) -> Payload:
+        limits = tuple(sub_limits)  # asked for again when the call is tried again
         is_admitted = False
 
         async def admit() -> None:
             nonlocal is_admitted
-            await self._governor.admit(lane, sub_limits=sub_limits)
+            await self._governor.admit(lane, sub_limits=limits)
             is_admitted = True
 
         url = self._base_url + path

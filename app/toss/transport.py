@@ -85,10 +85,11 @@ class Answer:
 
     def json_object(self) -> dict[str, Any]:
         """Raises: Unintelligible for anything but a JSON object."""
-        try:
-            parsed = json.loads(self.body)
-        except (ValueError, RecursionError):
-            raise Unintelligible("not JSON", http_status=self.http_status, is_json=False) from None
+        parsed, is_json = None, False
+        with suppress(ValueError, RecursionError):
+            parsed, is_json = json.loads(self.body), True
+        if not is_json:  # raised out here because a JSONDecodeError carries the body
+            raise Unintelligible("not JSON", http_status=self.http_status, is_json=False)
         if not isinstance(parsed, dict):
             raise Unintelligible("not a JSON object", http_status=self.http_status)
         return parsed

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import trustme
 
-from app.toss.errors import NotSent, OutcomeUnknown, TossError, TossRejected, Unintelligible
+from app.toss.errors import BudgetExhausted, NotSent, OutcomeUnknown, TossError, TossRejected, Unintelligible
 from app.toss.transport import MAX_ANSWER_BYTES, Absent, Answer, Transport, Wire
 from tests.hosts import OK, Connection, Host, answering, silence, tls_of
 from tests.servers import free_port
@@ -541,3 +541,71 @@ async def test_an_alert_after_the_answer_has_begun_leaves_the_outcome_unknown(ca
     async with Host.running(script, tls=tls_of(ca)) as host:
         error = await fault_of(ca, host.url, OutcomeUnknown)
     assert "SSL" in str(error)
+
+
+# --- Admission, headers, cookies --------------------------------------------------------------------------
+
+
+async def test_every_sending_is_admitted_anew(ca):
+    asked = 0
+
+    async def admit() -> None:
+        nonlocal asked
+        asked += 1
+
+    async with Host.running(answering(), tls=tls_of(ca)) as host, transport_to(ca) as transport:
+        await transport.post_json(host.url, {}, admit=admit)
+        await transport.get_json(host.url, admit=admit)
+        assert (asked, len(host.requests)) == (2, 2)
+        with pytest.raises(NotSent):
+            await transport.get_json(f"https://127.0.0.1:{free_port()}/call", admit=admit)
+        assert asked == 4
+
+
+async def test_a_refused_admission_is_final_and_nothing_is_sent(ca):
+    asked = 0
+
+    async def refuse() -> None:
+        nonlocal asked
+        asked += 1
+        raise BudgetExhausted(timedelta(seconds=9), limit="all")
+
+    async with Host.running(answering(), tls=tls_of(ca)) as host, transport_to(ca) as transport:
+        for number, call in enumerate(
+            (transport.post_json, lambda *how, **more: transport.get_json(how[0], **more))
+        ):
+            with pytest.raises(BudgetExhausted):
+                await call(host.url, {}, admit=refuse)
+            assert asked == number + 1
+        assert (host.connections, host.requests) == (0, [])
+
+
+async def test_a_bearer_is_never_replaced_by_another_header(ca):
+    async with Host.running(answering(), tls=tls_of(ca)) as host, transport_to(ca) as transport:
+        await transport.get_json(host.url, bearer="t0k3n", headers={"Authorization": "other", "x-anon-key": "k"})
+        await transport.get_json(host.url)
+    first, second = (request.lower() for request in host.requests)
+    assert b"\r\nauthorization: bearer t0k3n\r\n" in first
+    assert b"other" not in first
+    assert b"\r\nx-anon-key: k\r\n" in first
+    assert b"authorization" not in second
+    assert b"x-anon-key" not in second
+
+
+async def test_no_cookie_is_kept(ca):
+    script = answering(Set_Cookie="session=of-somebody; Path=/")
+    async with Host.running(script, tls=tls_of(ca)) as host, transport_to(ca) as transport:
+        for _ in range(2):
+            await call(transport, host.url)
+            await transport.get_json(host.url)
+            await transport.probe(host.url)
+    assert len(host.requests) == 6
+    assert not [request for request in host.requests if b"cookie" in request.lower()]
+
+
+@pytest.mark.parametrize("body", [b'{"a":"s3cr3t-bearer-and-body"', b'"s3cr3t-bearer-and-body\xff"'])
+def test_what_does_not_parse_is_not_dragged_along(body):
+    """A JSONDecodeError carries the whole text, and a UnicodeDecodeError the bytes."""
+    with pytest.raises(Unintelligible) as caught:
+        answer(body).json_object()
+    assert (caught.value.__cause__, caught.value.__context__) == (None, None)

@@ -1,0 +1,89 @@
+"""A partner API client in one piece, and a budget that counts what it is asked."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from app.toss.certificates import CertificateSources
+from app.toss.governor import BudgetRules, Charge, Decision, Governor, Verdict
+from app.toss.partner import PartnerApi
+from app.toss.transport import MutualTransport
+
+LONG = timedelta(seconds=20)
+
+
+@dataclass
+class Pot:
+    """Admits `room` calls; None is without end."""
+
+    room: int | None = None
+    gate: asyncio.Event | None = None
+    admitted: list[list[Charge]] = field(default_factory=list)
+    asked: int = 0
+    pauses: list[timedelta] = field(default_factory=list)
+
+    async def take(self, charges: Sequence[Charge]) -> Decision:
+        self.asked += 1
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.room is not None and len(self.admitted) >= self.room:
+            return Decision(Verdict.FULL, timedelta(seconds=7), "all")
+        self.admitted.append(list(charges))
+        return Decision(Verdict.ADMITTED)
+
+    async def pause(self, length: timedelta) -> None:
+        self.pauses.append(length)
+
+
+@dataclass
+class Partner:
+    api: PartnerApi
+    transport: MutualTransport
+    pot: Pot
+
+
+def governor_of(pot: Pot) -> Governor:
+    """Its clock stands still."""
+    return Governor(store=pot, rules=BudgetRules(processes=1), monotonic=lambda: 1000.0)
+
+
+def transport_at(
+    url: str,
+    *,
+    ca_file: Path,
+    folder: Path,
+    pool_size: int = 4,
+    connect: timedelta = LONG,
+    read: timedelta = LONG,
+) -> MutualTransport:
+    """`folder` holds the client certificates."""
+    return MutualTransport(
+        sources=CertificateSources(folder=folder),
+        probe_url=f"{url}/probe",
+        ca_file=ca_file,
+        pool_size=pool_size,
+        connect_timeout=connect,
+        read_timeout=read,
+        longest_call=timedelta(seconds=60),
+        clock=lambda: datetime.now(UTC),
+    )
+
+
+def partner_over(
+    transport: MutualTransport, url: str, *, pot: Pot | None = None, deadline: timedelta = LONG
+) -> Partner:
+    pot = pot or Pot()
+    api = PartnerApi(transport=transport, governor=governor_of(pot), base_url=url, deadline=deadline)
+    return Partner(api, transport, pot)
+
+
+@asynccontextmanager
+async def partner_at(
+    url: str, *, pot: Pot | None = None, deadline: timedelta = LONG, **how: Any
+) -> AsyncIterator[Partner]:
+    async with transport_at(url, **how) as transport:
+        yield partner_over(transport, url, pot=pot, deadline=deadline)
