@@ -5,10 +5,20 @@ from typing import Annotated
 
 from fastapi import Depends, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import SecretStr
 
+from app.callbacks.authorization import is_authentic
+from app.callbacks.inbox import Inbox
 from app.cert.service import CertService, Holder, LoggedIn, PartnerServer
 from app.departure import Departure
-from app.errors import ScopeMissing, ServerKeyRequired, SessionRequired, VerificationTokenRequired
+from app.errors import (
+    CallbackUnauthorized,
+    NotFound,
+    ScopeMissing,
+    ServerKeyRequired,
+    SessionRequired,
+    VerificationTokenRequired,
+)
 from app.login.service import LoginService
 from app.login.sessions import TOKEN_PREFIX, LiveSession
 from app.resources import Resources
@@ -36,11 +46,16 @@ def _login(resources: ResourcesDep) -> LoginService:
     return resources.login
 
 
+def _inbox(resources: ResourcesDep) -> Inbox:
+    return resources.inbox
+
+
 def _departure(resources: ResourcesDep) -> Departure:
     return resources.departure
 
 
 SettingsDep = Annotated[Settings, Depends(_settings)]
+InboxDep = Annotated[Inbox, Depends(_inbox)]
 LoginDep = Annotated[LoginService, Depends(_login)]
 DepartureDep = Annotated[Departure, Depends(_departure)]
 CertDep = Annotated[CertService, Depends(_cert)]
@@ -119,8 +134,31 @@ CertComparer = Annotated[PartnerServer, Depends(_partner(Scope.CERT_COMPARE))]
 CertEvidenceReader = Annotated[PartnerServer, Depends(_partner(Scope.CERT_EVIDENCE))]
 CertEraser = Annotated[PartnerServer, Depends(_partner(Scope.CERT_ERASE))]
 SessionIntrospector = Annotated[PartnerServer, Depends(_partner(Scope.SESSION_INTROSPECT))]
+NoticeReader = Annotated[PartnerServer, Depends(_partner(Scope.NOTICE_READ))]
+NoticeReplayer = Annotated[PartnerServer, Depends(_partner(Scope.NOTICE_REPLAY))]
 UserReader = Annotated[PartnerServer, Depends(_partner(Scope.USER_READ))]
 UserEraser = Annotated[PartnerServer, Depends(_partner(Scope.USER_ERASE))]
+
+
+def _guard(request: Request, configured: SecretStr | None) -> None:
+    """Before anything of the body is looked at."""
+    if configured is None:
+        raise NotFound
+    shown = [value for name, value in request.scope["headers"] if name == b"authorization"]
+    if not is_authentic(shown, configured.get_secret_value()):
+        raise CallbackUnauthorized
+
+
+def _login_unlink_guard(request: Request, settings: SettingsDep) -> None:
+    _guard(request, settings.callbacks.login_unlink_auth)
+
+
+def _consent_withdrawal_guard(request: Request, settings: SettingsDep) -> None:
+    _guard(request, settings.callbacks.consent_withdrawal_auth)
+
+
+LoginUnlinkGuard = Annotated[None, Depends(_login_unlink_guard)]
+ConsentWithdrawalGuard = Annotated[None, Depends(_consent_withdrawal_guard)]
 
 
 def _no_store(response: Response) -> None:

@@ -106,6 +106,28 @@ class SessionRequired(AppError):
     title = "A valid session token is required; log in"
 
 
+class CallbackUnauthorized(AppError):
+    code = "callback_unauthorized"
+    status = 401
+    title = "The Authorization value is not the one that was set in the console"
+    level = logging.WARNING
+
+
+# --- Notices: what Toss has called back about ---------------------------------------------------------------
+
+
+class NoticeNotFound(AppError):
+    code = "notice_not_found"
+    status = 404
+    title = "There is no such notice"
+
+
+class NoticeNotReplayable(AppError):
+    code = "notice_not_replayable"
+    status = 409
+    title = "This notice cannot be handled again"
+
+
 # --- Toss login ---------------------------------------------------------------------------------------------
 
 

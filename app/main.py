@@ -7,6 +7,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 
+import app.callbacks.routes
 import app.cert.routes
 import app.health
 import app.login.routes
@@ -61,6 +62,8 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> FastAPI:
     application.include_router(app.cert.routes.partner_server)
     application.include_router(app.login.routes.mini_app)
     application.include_router(app.login.routes.partner_server)
+    application.include_router(app.callbacks.routes.callbacks)
+    application.include_router(app.callbacks.routes.partner_server)
     return application
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from sqlalchemy import Column, Table, Text, func, select, type_coerce, update
 
+import app.callbacks.tables
 import app.cert.tables
 import app.login.tables  # noqa: F401 - tables with sealed columns
 from app.database import Base, Database

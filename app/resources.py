@@ -11,6 +11,8 @@ from pathlib import Path
 
 import structlog
 
+from app.callbacks.inbox import Inbox
+from app.callbacks.tables import CallbackName
 from app.cert.service import CertService, Checkpoint, Rules
 from app.database import Database, LateWrites
 from app.departure import Departure
@@ -62,6 +64,7 @@ class Resources:
     cert: CertService
     login: LoginService
     departure: Departure
+    inbox: Inbox
     server_keys: ServerKeys
 
 
@@ -167,6 +170,18 @@ async def open_resources(settings: Settings, *, clock: Clock = utc_now) -> Async
             clock=clock,
             checkpoint=checkpoint,
         )
+        departure = Departure(login=login, cert=service)
+        inbox = Inbox(
+            database=database,
+            vault=vault,
+            clock=clock,
+            handlers={
+                CallbackName.LOGIN_UNLINK: lambda said: departure.by_notice(said["userKey"], said["referrer"])
+            },
+            retention=timedelta(days=settings.callbacks.retention_days),
+            checkpoint=checkpoint,
+        )
+        stack.push_async_callback(inbox.aclose)
         yield Resources(
             settings=settings,
             clock=clock,
@@ -179,7 +194,8 @@ async def open_resources(settings: Settings, *, clock: Clock = utc_now) -> Async
             writes=writes,
             cert=service,
             login=login,
-            departure=Departure(login=login, cert=service),
+            departure=departure,
+            inbox=inbox,
             server_keys=ServerKeys(database=database, vault=vault, clock=clock),
         )
 

@@ -26,6 +26,8 @@ class Scope(StrEnum):
     SESSION_INTROSPECT = "session:introspect"
     USER_READ = "user:read"
     USER_ERASE = "user:erase"
+    NOTICE_READ = "notice:read"
+    NOTICE_REPLAY = "notice:replay"
 
 
 class ServerKey(Base):

@@ -44,6 +44,8 @@ TOSS_CALLBACK_NETWORKS = tuple(
 """From where Toss calls (apps-in-toss reference 2.3): .11 and .80 to .87 of each place."""
 WIDEST_PROXY_NETWORK = {4: 8, 6: 16}
 """Shortest prefix by IP version that production takes for trusted proxies: 10.0.0.0/8, but not 0.0.0.0/0."""
+SHORTEST_AUTH = 16
+"""Characters of a callback's Authorization value that production takes; the console lets one choose it freely."""
 RESULT_WINDOW = timedelta(minutes=60)
 """Time for result calls after the user has finished (toss-cert reference 8)."""
 MAX_REQUEST_LIFE = timedelta(seconds=1800)
@@ -154,6 +156,15 @@ class NetworkSettings(Group):
     """Further browser origins, such as a developer's own."""
     accept_hosts: tuple[str, ...] = ()
     """Production talks to other hosts than those of toss.im only if they are confirmed here."""
+
+
+class CallbackSettings(Group):
+    """The Authorization values that are set in the console. A callback without one does not exist (404)."""
+
+    login_unlink_auth: SecretStr | None = None
+    consent_withdrawal_auth: SecretStr | None = None
+    retention_days: int = Field(90, ge=1)
+    """Of notices that have been handled, or only kept."""
 
 
 class DatabaseSettings(Group):
@@ -319,6 +330,7 @@ class Settings(BaseSettings):
     server: ServerSettings = ServerSettings()
     logging: LoggingSettings = LoggingSettings()
     network: NetworkSettings = NetworkSettings()
+    callbacks: CallbackSettings = CallbackSettings()
     database: DatabaseSettings = DatabaseSettings()
     redis: RedisSettings = RedisSettings()
     vault: VaultSettings
@@ -450,6 +462,13 @@ class Settings(BaseSettings):
                     for network in self.network.trusted_proxies
                 ),
             ),
+            *(
+                (f"{name}: shorter than {SHORTEST_AUTH} characters", is_short)
+                for name, is_short in (
+                    ("BFF_CALLBACKS__LOGIN_UNLINK_AUTH", _is_short(self.callbacks.login_unlink_auth)),
+                    ("BFF_CALLBACKS__CONSENT_WITHDRAWAL_AUTH", _is_short(self.callbacks.consent_withdrawal_auth)),
+                )
+            ),
             ("BFF_FAULT__PAUSE_AT: for tests of crashes only", self.fault.pause_at is not None),
         ]
 
@@ -460,6 +479,10 @@ def _is_for_tests(credential: str) -> bool:
 
 def _is_trusted_host(host: str, accepted: Iterable[str]) -> bool:
     return host not in LOOPBACK_HOSTS and (host.endswith(".toss.im") or host in accepted)
+
+
+def _is_short(auth: SecretStr | None) -> bool:
+    return auth is not None and len(auth.get_secret_value().strip()) < SHORTEST_AUTH
 
 
 def _is_placeholder(key: bytes) -> bool:

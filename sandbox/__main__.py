@@ -39,6 +39,11 @@ def main() -> int:
     )
     with _stop_signals() as stopped, server:
         wiring = _bff_environment(server, folder, bff_port)
+        server.state.callbacks.configure(
+            server.app_name,
+            url=f"{bff_url}/callbacks/toss/login-unlink",
+            auth_value=wiring["BFF_CALLBACKS__LOGIN_UNLINK_AUTH"],
+        )
         if options.only:
             _print_exports(server, wiring)
             stopped.wait()
@@ -95,6 +100,8 @@ def _bff_environment(server: SandboxServer, folder: Path, bff_port: int) -> dict
         "BFF_CERT__SIGNATURE_CA_FILES": json.dumps([str(path) for path in server.signature_ca_files]),
         "BFF_CERT__REQUEST_URL": "intoss://my-granite-app",
         "BFF_NETWORK__APP_NAME": server.app_name,
+        "BFF_NETWORK__CALLBACK_ALLOWLIST": json.dumps([f"{_HOST}/32"]),
+        "BFF_CALLBACKS__LOGIN_UNLINK_AUTH": keys["callback"],
         "BFF_LOGIN__DECRYPTION_KEYS": json.dumps([server.decryption_key]),
         "BFF_LOGIN__AADS": json.dumps([server.aad]),
         "BFF_TOSS__API_URL": server.partner_url,
@@ -113,10 +120,11 @@ def _client_certificates(server: SandboxServer, folder: Path) -> Path:
 
 def _vault_keys(path: Path) -> dict[str, str]:
     """Kept, so that a database from an earlier run can still be read."""
-    if not path.exists():
-        made = {name: base64.b64encode(secrets.token_bytes(32)).decode() for name in ("vault", "hash")}
-        write_secret(path, json.dumps(made).encode())
-    kept: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+    kept: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    names = ("vault", "hash", "callback")
+    if missing := {name: base64.b64encode(secrets.token_bytes(32)).decode() for name in names if name not in kept}:
+        kept |= missing
+        write_secret(path, json.dumps(kept).encode())
     return kept
 
 

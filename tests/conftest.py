@@ -20,11 +20,13 @@ from app.database import Database
 from app.observability import configure_logging
 from app.settings import Settings
 from sandbox.server import SandboxServer
-from tests.scenarios import Bff
+from tests.scenarios import MINI_APP_ADDRESS, Bff
 from tests.servers import postgres, redis
 
 VAULT_KEY = base64.b64encode(bytes(range(32))).decode()
 HASH_KEY = base64.b64encode(bytes(range(100, 132))).decode()
+UNLINK_AUTH = "toss-calls:G8k2pX5vQ9sT1mZ7"
+CONSENT_AUTH = "toss-tells:W4n6cR3jY8hB2dL5"
 VECTORS = Path(__file__).parent / "data" / "toss-cert.json"
 
 
@@ -174,6 +176,8 @@ def settings_for(backend: Backend, sandbox: SandboxServer, **cert: object) -> Se
                 "ca_file": str(sandbox.ca_file),
                 "certificate_folder": str(client_certificates_of(sandbox)),
             },
+            "network": {"callback_allowlist": [f"{MINI_APP_ADDRESS}/32", "127.0.0.1/32"]},
+            "callbacks": {"login_unlink_auth": UNLINK_AUTH, "consent_withdrawal_auth": CONSENT_AUTH},
             "login": {"decryption_keys": [sandbox.decryption_key], "aads": [sandbox.aad]},
         }
     )

@@ -14,6 +14,8 @@ from app.server_keys import Scope
 from app.settings import Settings
 from sandbox.server import SandboxServer
 
+MINI_APP_ADDRESS = "192.0.2.10"
+
 
 @dataclass
 class TestClock:
@@ -73,7 +75,7 @@ class Bff:
         clock = TestClock()
         app = create_app(settings, clock=clock)
         async with app.router.lifespan_context(app):
-            transport = httpx2.ASGITransport(app, client=("192.0.2.10", 40000))
+            transport = httpx2.ASGITransport(app, client=(MINI_APP_ADDRESS, 40000))
             async with httpx2.AsyncClient(transport=transport, base_url="http://bff.test") as http:
                 yield cls(http, sandbox, app.state.resources, clock)
 

@@ -1,13 +1,16 @@
 """Toss login over HTTP: the mini-app door and the partner-server door."""
 
+from datetime import timedelta
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Response
 
+from app.departure import NoticeOutcome
 from app.deps import (
     NO_STORE,
     CertDep,
     DepartureDep,
+    InboxDep,
     LoginDep,
     SessionDep,
     SessionIntrospector,
@@ -46,6 +49,9 @@ from app.login.tables import User
 from app.problems import ALWAYS, PARTNER, UPSTREAM, documented
 from app.settings import Settings
 
+OVERTAKEN_SINCE = timedelta(minutes=10)
+"""A notice of an unlink that came this long before a login ended may have been about this login."""
+
 SessionId = Annotated[str, Path(alias="sessionId", pattern=r"^[0-9a-f-]{36}$")]
 UserId = Annotated[str, Path(alias="userId", pattern=r"^[0-9a-f-]{36}$")]
 
@@ -71,9 +77,13 @@ def _logged_in(login: LoginService, settings: Settings, logged_in: LoggedIn) -> 
     responses=documented(*ALWAYS, *PARTNER_API, LoginRejected, LoginInProgress, SealedDataUnreadable),
     response_model_exclude_none=True,
 )
-async def log_in(body: LoginRequest, login: LoginDep, settings: SettingsDep) -> LoggedInBody:
+async def log_in(body: LoginRequest, login: LoginDep, inbox: InboxDep, settings: SettingsDep) -> LoggedInBody:
     """Exchange what `appLogin()` gave for a session with us. The code serves once."""
-    return _logged_in(login, settings, await login.log_in(body.authorization_code, body.referrer))
+    logged_in = await login.log_in(body.authorization_code, body.referrer)
+    user_key, since = login.user_key_of(logged_in.user), logged_in.issued.session.created_at - OVERTAKEN_SINCE
+    if await inbox.recheck(str(user_key), since=since) in (NoticeOutcome.ENDED, NoticeOutcome.ERASED):
+        raise LoginRejected("the user has unlinked meanwhile")
+    return _logged_in(login, settings, logged_in)
 
 
 @mini_app.post(

@@ -1,0 +1,1 @@
+"""What Toss calls us about: authenticated, recorded once, then handled."""
