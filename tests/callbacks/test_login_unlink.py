@@ -251,4 +251,4 @@ async def test_nothing_of_it_is_in_the_log_or_in_clear_in_the_database(embedded,
         await bff.http.post(PATH, content=b'{"userKey": "733455667788x"}', headers=AUTHENTIC)
     assert "733455667788" not in caplog.text
     path = Path(embedded.database_url.removeprefix("sqlite+aiosqlite:///"))
-    assert b"733455667788" not in path.read_bytes()
+    assert b"733455667788" not in await asyncio.to_thread(path.read_bytes)
