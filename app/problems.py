@@ -14,7 +14,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import AppError, InternalError, InvalidRequest, MethodNotAllowed, NotFound, PayloadTooLarge
+from app.errors import (
+    AppError,
+    InternalError,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    PayloadTooLarge,
+    RequestTimeout,
+)
 
 RequestIdOf = Callable[[Request], str]
 
@@ -62,6 +70,8 @@ def render(error: AppError, *, request_id: str, faults: list[dict[str, str]] | N
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after.total_seconds())))
     if error.status == 401:  # noqa: PLR2004
         headers["WWW-Authenticate"] = "Bearer"
+    if error.status == 408:  # noqa: PLR2004
+        headers["Connection"] = "close"  # or the rest of the body would be waited for after all
     return Response(json.dumps(body, ensure_ascii=False), error.status, headers, MEDIA_TYPE)
 
 
@@ -104,7 +114,7 @@ def install(app: FastAPI, *, request_id_of: RequestIdOf) -> None:
 
     async def on_http_exception(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101
-        by_status = {404: NotFound(), 405: MethodNotAllowed(), 413: PayloadTooLarge()}
+        by_status = {404: NotFound(), 405: MethodNotAllowed(), 408: RequestTimeout(), 413: PayloadTooLarge()}
         # What remains is a body that could not be parsed.
         ours = by_status.get(error.status_code, InvalidRequest())
         response = render(ours, request_id=request_id_of(request))

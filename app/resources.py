@@ -13,6 +13,7 @@ import structlog
 
 from app.cert.service import CertService, Checkpoint, Rules
 from app.database import Database
+from app.metrics import ClientCertificateReading, Metrics
 from app.server_keys import ServerKeys
 from app.settings import (
     MAX_REQUEST_LIFE,
@@ -23,7 +24,7 @@ from app.settings import (
     TossSettings,
     VaultSettings,
 )
-from app.shared_state import InProcessState, RedisState, SharedState, SharedTokenStore
+from app.shared_state import CallerRates, InProcessState, RedisState, SharedState, SharedTokenStore
 from app.toss.cert import CertApi, CertEndpoints
 from app.toss.certificates import CertificateSources
 from app.toss.crypto import TOSS_PUBLIC_KEY, PublicKey
@@ -43,9 +44,11 @@ def utc_now() -> datetime:
 class Resources:
     settings: Settings
     clock: Clock
+    metrics: Metrics
     vault: Vault
     database: Database
     shared_state: SharedState
+    caller_rates: CallerRates
     cert_transport: Transport
     cert_tokens: TokenEndpoint
     partner_transport: MutualTransport | None
@@ -55,12 +58,15 @@ class Resources:
 
 
 @asynccontextmanager
-async def open_resources(settings: Settings, *, clock: Clock = utc_now) -> AsyncIterator[Resources]:
+async def open_resources(
+    settings: Settings, *, clock: Clock = utc_now, metrics: Metrics | None = None
+) -> AsyncIterator[Resources]:
     """Nothing here connects yet: a database or Redis that is away is a matter for /readyz, not for the start.
 
     Raises: SettingsError for files and keys that cannot be used.
     """
     cert = settings.cert
+    metrics = metrics or Metrics()
     faults: list[str] = []
     with _noting("BFF_CERT__PUBLIC_KEY", faults):
         public_key = PublicKey.parse(cert.public_key or TOSS_PUBLIC_KEY)
@@ -79,6 +85,7 @@ async def open_resources(settings: Settings, *, clock: Clock = utc_now) -> Async
             partner_transport = _partner_transport(settings, clock=clock)
             if partner_transport is not None:
                 stack.push_async_callback(partner_transport.aclose)
+                metrics.watch_client_certificate(_certificate_reader(partner_transport, clock))
         faults += _certificate_faults(settings, clock())
         with _noting("BFF_DATABASE__URL", faults):
             database = Database(
@@ -125,9 +132,11 @@ async def open_resources(settings: Settings, *, clock: Clock = utc_now) -> Async
         yield Resources(
             settings=settings,
             clock=clock,
+            metrics=metrics,
             vault=vault,
             database=database,
             shared_state=shared_state,
+            caller_rates=CallerRates(state=shared_state, vault=vault),
             cert_transport=transport,
             cert_tokens=endpoint,
             partner_transport=partner_transport,
@@ -212,6 +221,17 @@ def _partner_transport(settings: Settings, *, clock: Clock) -> MutualTransport |
         look_every=toss.certificate_look_every,
         retry_every=toss.certificate_retry_every,
     )
+
+
+def _certificate_reader(transport: MutualTransport, clock: Clock) -> Callable[[], ClientCertificateReading]:
+    def read() -> ClientCertificateReading:
+        keeper = transport.keeper
+        keeper.look_if_due()  # without traffic nobody else does
+        left = keeper.certificate.not_after - clock() if keeper.certificate else None
+        days = left / timedelta(days=1) if left is not None else None
+        return ClientCertificateReading(days_left=days, has_alarm=keeper.alarm is not None)
+
+    return read
 
 
 def _shared_state(settings: Settings) -> SharedState:
