@@ -70,6 +70,20 @@ class PayloadTooLarge(AppError):
     title = "The request body is too large"
 
 
+class RequestTimeout(AppError):
+    code = "request_timeout"
+    status = 408
+    title = "The request body did not arrive in time"
+    retryable = True
+
+
+class TooManyRequests(AppError):
+    code = "too_many_requests"
+    status = 429
+    title = "Too many requests come from this address; wait before the next one"
+    retryable = True
+
+
 # --- Who is asking ------------------------------------------------------------------------------------------
 
 

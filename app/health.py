@@ -1,13 +1,16 @@
-"""Probes: /livez asks nothing but the process, /readyz asks what a request would need."""
+"""Probes: /livez asks nothing but the process, /readyz asks what a request would need. And /metrics."""
 
 from typing import Literal
 
 import structlog
 from fastapi import APIRouter, Response
+from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, Field
 
 from app.deps import ResourcesDep
-from app.errors import StorageUnavailable
+from app.errors import AddressNotAllowed, StorageUnavailable
+from app.metrics import MEDIA_TYPE
+from app.problems import documented
 from app.resources import Resources
 from app.shared_state import SharedStateUnavailable
 from app.toss.certificates import expiry_mark
@@ -55,6 +58,12 @@ async def readyz(resources: ResourcesDep, response: Response) -> Readiness:
     elif shared_state != "ok" or certificate not in (None, "ok"):
         status = "degraded"
     return Readiness(status=status, database=database, sharedState=shared_state, clientCertificate=certificate)
+
+
+@router.get("/metrics", response_class=PlainTextResponse, responses=documented(AddressNotAllowed))
+async def metrics(resources: ResourcesDep) -> Response:
+    """What this worker process has counted, for Prometheus. Only `BFF_NETWORK__METRICS_ALLOWLIST` may read it."""
+    return Response(resources.metrics.exposition(), media_type=MEDIA_TYPE)
 
 
 async def _database(resources: ResourcesDep) -> Condition:

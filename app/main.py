@@ -5,29 +5,37 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
-from starlette.middleware.cors import CORSMiddleware
+from starlette.types import Scope
 
 import app.callbacks.routes
 import app.cert.routes
 import app.health
 import app.login.routes
 from app import problems
-from app.network import Allowlist, BodyLimit, mini_app_origins
+from app.errors import RequestTimeout, TooManyRequests
+from app.metrics import Metrics
+from app.network import Allowlist, BodyLimit, CrossOrigin, RateLimit, RateLimits, Rates, is_below, mini_app_origins
 from app.observability import RequestLog, configure_logging, request_id_of
-from app.resources import Clock, open_resources, utc_now
-from app.settings import NetworkSettings, Settings, SettingsError
+from app.resources import Clock, Resources, open_resources, utc_now
+from app.settings import LimitSettings, NetworkSettings, Settings, SettingsError
 
+MINI_APP = "/api/v1"
 CALLBACKS = "/callbacks/toss"
+METRICS = "/metrics"
+STARTS = frozenset({f"{MINI_APP}/cert/requests", f"{MINI_APP}/login", f"{MINI_APP}/login/anonymous"})
+"""Where a POST costs a call to Toss, or a push."""
 
 
 def create_app(settings: Settings, *, clock: Clock = utc_now) -> FastAPI:
     """Raises: SettingsError."""
-    if faults := settings.faults():
+    if faults := settings.faults(now=clock()):
         raise SettingsError(faults)
+    metrics = Metrics()
+    network = settings.network
 
     @asynccontextmanager
     async def lifespan(application: FastAPI) -> AsyncIterator[None]:
-        async with open_resources(settings, clock=clock) as resources:
+        async with open_resources(settings, clock=clock, metrics=metrics) as resources:
             application.state.resources = resources
             yield
 
@@ -41,29 +49,49 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> FastAPI:
     )
     problems.install(application, request_id_of=request_id_of)
     # Added last is outermost: the log sees everything, CORS also covers what is refused further in.
-    application.add_middleware(problems.LastResort, request_id_of=request_id_of)
-    application.add_middleware(BodyLimit, limit_bytes=settings.server.body_limit_bytes)
+    application.add_middleware(
+        BodyLimit, limit_bytes=settings.server.body_limit_bytes, timeout=settings.server.body_timeout
+    )
+    application.add_middleware(
+        RateLimits,
+        limits=rate_limits(settings.limits),
+        rates_of=_rates_of,
+        trusted_proxies=network.trusted_proxies,
+        metrics=metrics,
+    )
+    application.add_middleware(
+        Allowlist,
+        prefix=METRICS,
+        networks=network.metrics_allowlist,
+        trusted_proxies=network.trusted_proxies,
+        metrics=metrics,
+        clock=clock,
+        refuses_unknown_hops=True,
+    )
     application.add_middleware(
         Allowlist,
         prefix=CALLBACKS,
-        networks=settings.network.callback_allowlist,
-        trusted_proxies=settings.network.trusted_proxies,
+        networks=network.callback_allowlist,
+        trusted_proxies=network.trusted_proxies,
+        metrics=metrics,
+        clock=clock,
+        exceptions=network.callback_exceptions,
     )
-    application.add_middleware(
-        CORSMiddleware,
-        allow_origins=allowed_origins(settings.network),
-        allow_methods=("GET", "POST", "DELETE"),
-        allow_headers=("Authorization", "Content-Type"),
-        expose_headers=("Retry-After", "X-Request-Id"),
-    )
+    application.add_middleware(problems.LastResort, request_id_of=request_id_of)
+    application.add_middleware(CrossOrigin, prefix=CALLBACKS, origins=allowed_origins(network))
     application.add_middleware(RequestLog)
     application.include_router(app.health.router)
-    application.include_router(app.cert.routes.mini_app)
-    application.include_router(app.cert.routes.partner_server)
-    application.include_router(app.login.routes.mini_app)
-    application.include_router(app.login.routes.partner_server)
-    application.include_router(app.callbacks.routes.callbacks)
-    application.include_router(app.callbacks.routes.partner_server)
+    timed = problems.documented(RequestTimeout)
+    limited = problems.documented(RequestTimeout, TooManyRequests)
+    for mini_app in (app.cert.routes.mini_app, app.login.routes.mini_app):
+        application.include_router(mini_app, responses=limited)
+    for other in (
+        app.cert.routes.partner_server,
+        app.login.routes.partner_server,
+        app.callbacks.routes.partner_server,
+        app.callbacks.routes.callbacks,
+    ):
+        application.include_router(other, responses=timed)
     return application
 
 
@@ -76,6 +104,25 @@ def from_environment() -> FastAPI:
 
 def allowed_origins(network: NetworkSettings) -> tuple[str, ...]:
     return (*network.allowed_origins, *(mini_app_origins(network.app_name) if network.app_name else ()))
+
+
+def rate_limits(limits: LimitSettings) -> tuple[RateLimit, ...]:
+    """Named like their settings. A preflight costs nothing and asks for nothing."""
+    return (
+        RateLimit(
+            "per_minute", limits.per_minute, lambda method, path: method != "OPTIONS" and is_below(path, MINI_APP)
+        ),
+        RateLimit(
+            "starts_per_minute",
+            limits.starts_per_minute,
+            lambda method, path: method == "POST" and path in STARTS,
+        ),
+    )
+
+
+def _rates_of(scope: Scope) -> Rates:
+    resources: Resources = scope["app"].state.resources
+    return resources.caller_rates
 
 
 def _operation_id(route: APIRoute) -> str:

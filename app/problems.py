@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import structlog
@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import (
@@ -21,6 +22,7 @@ from app.errors import (
     MethodNotAllowed,
     NotFound,
     PayloadTooLarge,
+    RequestTimeout,
     ScopeMissing,
     ServerKeyRequired,
     StorageUnavailable,
@@ -86,6 +88,8 @@ def render(error: AppError, *, request_id: str, faults: list[dict[str, str]] | N
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after.total_seconds())))
     if error.status == 401:  # noqa: PLR2004
         headers["WWW-Authenticate"] = "Bearer"
+    if error.status == 408:  # noqa: PLR2004
+        headers["Connection"] = "close"  # or the rest of the body would be waited for after all
     return Response(json.dumps(body, ensure_ascii=False), error.status, headers, MEDIA_TYPE)
 
 
@@ -128,17 +132,39 @@ def install(app: FastAPI, *, request_id_of: RequestIdOf) -> None:
 
     async def on_http_exception(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101
-        by_status = {404: NotFound(), 405: MethodNotAllowed(), 413: PayloadTooLarge()}
+        by_status = {404: NotFound(), 405: MethodNotAllowed(), 408: RequestTimeout(), 413: PayloadTooLarge()}
         # What remains is a body that could not be parsed.
         ours = by_status.get(error.status_code, InvalidRequest())
         response = render(ours, request_id=request_id_of(request))
-        if error.headers and "allow" in {name.lower() for name in error.headers}:
-            response.headers["Allow"] = error.headers["Allow"]
+        if isinstance(ours, MethodNotAllowed):
+            response.headers["Allow"] = ", ".join(_allowed_methods(request))
         return response
 
     app.add_exception_handler(AppError, on_app_error)
     app.add_exception_handler(RequestValidationError, on_invalid_request)
     app.add_exception_handler(HTTPException, on_http_exception)
+
+
+def _allowed_methods(request: Request) -> list[str]:
+    """All that the address knows; Starlette names those of its first route only."""
+    return sorted(
+        {
+            method
+            for route in _flat(request.app.routes)
+            if route.matches(request.scope)[0] is not Match.NONE
+            for method in getattr(route, "methods", None) or ()
+        }
+    )
+
+
+def _flat(routes: Iterable[BaseRoute]) -> Iterator[BaseRoute]:
+    """With those of included routers, which FastAPI keeps as they are; ours bring their whole address along."""
+    for route in routes:
+        included = getattr(route, "original_router", None)
+        if included is None:
+            yield route
+        else:
+            yield from _flat(included.routes)
 
 
 class LastResort:

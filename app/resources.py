@@ -20,6 +20,7 @@ from app.login.service import LoginService
 from app.login.service import Rules as LoginRules
 from app.login.sessions import Sessions
 from app.login.tokens import UserTokens
+from app.metrics import ClientCertificateReading, Metrics
 from app.server_keys import ServerKeys
 from app.settings import (
     MAX_REQUEST_LIFE,
@@ -30,7 +31,14 @@ from app.settings import (
     TossSettings,
     VaultSettings,
 )
-from app.shared_state import InProcessState, RedisState, SharedBudget, SharedState, SharedTokenStore
+from app.shared_state import (
+    CallerRates,
+    InProcessState,
+    RedisState,
+    SharedBudget,
+    SharedState,
+    SharedTokenStore,
+)
 from app.toss.cert import CertApi, CertEndpoints
 from app.toss.certificates import CertificateSources
 from app.toss.crypto import TOSS_PUBLIC_KEY, LoginFieldCipher, PublicKey
@@ -53,9 +61,11 @@ def utc_now() -> datetime:
 class Resources:
     settings: Settings
     clock: Clock
+    metrics: Metrics
     vault: Vault
     database: Database
     shared_state: SharedState
+    caller_rates: CallerRates
     cert_transport: Transport
     cert_tokens: TokenEndpoint
     partner_transport: MutualTransport | None
@@ -69,12 +79,15 @@ class Resources:
 
 
 @asynccontextmanager
-async def open_resources(settings: Settings, *, clock: Clock = utc_now) -> AsyncIterator[Resources]:
+async def open_resources(
+    settings: Settings, *, clock: Clock = utc_now, metrics: Metrics | None = None
+) -> AsyncIterator[Resources]:
     """Nothing here connects yet: a database or Redis that is away is a matter for /readyz, not for the start.
 
     Raises: SettingsError for files and keys that cannot be used.
     """
     cert = settings.cert
+    metrics = metrics or Metrics()
     faults: list[str] = []
     with _noting("BFF_CERT__PUBLIC_KEY", faults):
         public_key = PublicKey.parse(cert.public_key or TOSS_PUBLIC_KEY)
@@ -93,6 +106,7 @@ async def open_resources(settings: Settings, *, clock: Clock = utc_now) -> Async
             partner_transport = _partner_transport(settings, clock=clock)
             if partner_transport is not None:
                 stack.push_async_callback(partner_transport.aclose)
+                metrics.watch_client_certificate(_certificate_reader(partner_transport, clock))
         faults += _certificate_faults(settings, clock())
         with _noting("BFF_DATABASE__URL", faults):
             database = Database(
@@ -139,7 +153,7 @@ async def open_resources(settings: Settings, *, clock: Clock = utc_now) -> Async
             clock=clock,
             checkpoint=checkpoint,
         )
-        login_api = _login_api(settings, transport=partner_transport, shared_state=shared_state)
+        login_api = _login_api(settings, transport=partner_transport, shared_state=shared_state, metrics=metrics)
         login = LoginService(
             database=database,
             writes=writes,
@@ -180,14 +194,17 @@ async def open_resources(settings: Settings, *, clock: Clock = utc_now) -> Async
             },
             retention=timedelta(days=settings.callbacks.retention_days),
             checkpoint=checkpoint,
+            counted=lambda callback, outcome: metrics.callback_received(callback=callback, outcome=outcome),
         )
         stack.push_async_callback(inbox.aclose)
         yield Resources(
             settings=settings,
             clock=clock,
+            metrics=metrics,
             vault=vault,
             database=database,
             shared_state=shared_state,
+            caller_rates=CallerRates(state=shared_state, vault=vault),
             cert_transport=transport,
             cert_tokens=endpoint,
             partner_transport=partner_transport,
@@ -279,7 +296,7 @@ def _partner_transport(settings: Settings, *, clock: Clock) -> MutualTransport |
 
 
 def _login_api(
-    settings: Settings, *, transport: MutualTransport | None, shared_state: SharedState
+    settings: Settings, *, transport: MutualTransport | None, shared_state: SharedState, metrics: Metrics
 ) -> LoginApi | None:
     if transport is None:
         return None
@@ -295,7 +312,13 @@ def _login_api(
             interactive_reserve=budget.interactive_reserve,
         ),
     )
-    partner = PartnerApi(transport=transport, governor=governor, base_url=toss.api_url, deadline=toss.call_deadline)
+    partner = PartnerApi(
+        transport=transport,
+        governor=governor,
+        base_url=toss.api_url,
+        deadline=toss.call_deadline,
+        refused=lambda lane, limit: metrics.budget_refused(lane=lane, limit=limit),
+    )
     return LoginApi(partner=partner)
 
 
@@ -313,6 +336,17 @@ def _login_rules(settings: Settings) -> LoginRules:
         retention=timedelta(days=login.retention_days),
         unlinked_retention=timedelta(days=login.unlinked_retention_days),
     )
+
+
+def _certificate_reader(transport: MutualTransport, clock: Clock) -> Callable[[], ClientCertificateReading]:
+    def read() -> ClientCertificateReading:
+        keeper = transport.keeper
+        keeper.look_if_due()  # without traffic nobody else does
+        left = keeper.certificate.not_after - clock() if keeper.certificate else None
+        days = left / timedelta(days=1) if left is not None else None
+        return ClientCertificateReading(days_left=days, has_alarm=keeper.alarm is not None)
+
+    return read
 
 
 def _shared_state(settings: Settings) -> SharedState:

@@ -11,9 +11,9 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, Self, get_origin
@@ -42,6 +42,13 @@ TOSS_CALLBACK_NETWORKS = tuple(
     for network in (f"{place}.11/32", f"{place}.80/29")
 )
 """From where Toss calls (apps-in-toss reference 2.3): .11 and .80 to .87 of each place."""
+LOCAL_NETWORKS: tuple[IPv4Network | IPv6Network, ...] = (
+    *map(IPv4Network, ("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")),
+    *map(IPv6Network, ("::1/128", "fc00::/7")),
+)
+"""This machine, and what is never routed on the internet."""
+MAX_CALLBACK_EXCEPTION = timedelta(hours=24)
+"""How far ahead production lets an exception for a callback end."""
 WIDEST_PROXY_NETWORK = {4: 8, 6: 16}
 """Shortest prefix by IP version that production takes for trusted proxies: 10.0.0.0/8, but not 0.0.0.0/0."""
 SHORTEST_AUTH = 16
@@ -109,6 +116,17 @@ def _word_for_nothing(value: object) -> object:
     return None if value == "none" else value
 
 
+def _aware_instant(value: object) -> object:
+    # pydantic would also take a bare number, and a naive instant would mean another time on every machine.
+    try:
+        instant = datetime.fromisoformat(value) if isinstance(value, str) else value
+    except ValueError:
+        instant = None
+    if not isinstance(instant, datetime) or instant.tzinfo is None:
+        raise ValueError("must be an ISO 8601 instant with its offset, such as 2026-01-31T12:00:00Z")
+    return instant
+
+
 def _number_is_seconds(value: object) -> object:
     # An environment has only text, in which pydantic would look for ISO 8601 alone.
     try:
@@ -123,6 +141,8 @@ Key = Annotated[SecretStr, AfterValidator(_aes_key)]
 Seconds = Annotated[timedelta, BeforeValidator(_number_is_seconds)]
 """A number of seconds (`10`, `0.5`) or ISO 8601 (`PT10S`)."""
 Duration = Annotated[Seconds, Field(gt=timedelta(0))]
+Instant = Annotated[datetime, BeforeValidator(_aware_instant)]
+CallbackName = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,40}$")]
 KeyId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")]
 
 
@@ -135,6 +155,8 @@ class ServerSettings(Group):
     port: int = Field(8000, ge=1, le=65535)
     workers: int = Field(1, ge=1, le=64)
     body_limit_bytes: int = Field(16 * 1024, ge=1024)
+    body_timeout: Duration = timedelta(seconds=10)
+    """By when the whole body of a request has to be here."""
     docs_enabled: bool | None = None
     """None: `/docs` and `/openapi.json` are served except in production."""
     shutdown_grace: Duration = timedelta(seconds=25)
@@ -152,6 +174,12 @@ class NetworkSettings(Group):
     """Only what these say in X-Forwarded-For is believed."""
     callback_allowlist: tuple[IPvAnyNetwork, ...] = TOSS_CALLBACK_NETWORKS
     """Who may call below `/callbacks/toss`. Empty: nobody."""
+    callback_exceptions: dict[CallbackName, Instant] = {}
+    """Until when any address may call one callback, by the part of its path below `/callbacks/toss`: the console's
+    test button calls from the operator's own browser (apps-in-toss reference 14.1). Its secret is wanted all the
+    same."""
+    metrics_allowlist: tuple[IPvAnyNetwork, ...] = LOCAL_NETWORKS
+    """Who may read `/metrics`. Empty: nobody."""
     allowed_origins: tuple[str, ...] = ()
     """Further browser origins, such as a developer's own."""
     accept_hosts: tuple[str, ...] = ()
@@ -165,6 +193,19 @@ class CallbackSettings(Group):
     consent_withdrawal_auth: SecretStr | None = None
     retention_days: int = Field(90, ge=1)
     """Of notices that have been handled, or only kept."""
+
+
+class LimitSettings(Group):
+    """What one address (IPv4, or a /64 of IPv6) may ask of the mini-app door in a minute.
+
+    Wide, as a carrier's NAT puts many users behind one address: they stop a machine, not a crowd. There is no value
+    for "no limit".
+    """
+
+    per_minute: int = Field(600, ge=1, le=1_000_000)
+    """Requests below `/api/v1`."""
+    starts_per_minute: int = Field(60, ge=1, le=1_000_000)
+    """Of these, the ones that cost a call to Toss or a push: starting a verification, logging in."""
 
 
 class DatabaseSettings(Group):
@@ -331,6 +372,7 @@ class Settings(BaseSettings):
     logging: LoggingSettings = LoggingSettings()
     network: NetworkSettings = NetworkSettings()
     callbacks: CallbackSettings = CallbackSettings()
+    limits: LimitSettings = LimitSettings()
     database: DatabaseSettings = DatabaseSettings()
     redis: RedisSettings = RedisSettings()
     vault: VaultSettings
@@ -375,11 +417,14 @@ class Settings(BaseSettings):
                 return settings
         raise SettingsError(faults)
 
-    def faults(self) -> list[str]:
-        """What is wrong across fields, and (in production) unfit for production. Empty if all is well."""
+    def faults(self, *, now: datetime | None = None) -> list[str]:
+        """What is wrong across fields, and (in production) unfit for production. Empty if all is well.
+
+        `now`: by the clock of whoever builds the application; else by this machine's.
+        """
         checks = self._consistency_checks()
         if self.environment == "production":
-            checks += self._production_checks()
+            checks += self._production_checks(now or datetime.now(UTC))
         return [fault for fault, is_wrong in checks if is_wrong]
 
     def _consistency_checks(self) -> list[tuple[str, bool]]:
@@ -400,7 +445,7 @@ class Settings(BaseSettings):
             ),
         ]
 
-    def _production_checks(self) -> list[tuple[str, bool]]:
+    def _production_checks(self, now: datetime) -> list[tuple[str, bool]]:
         cert, vault = self.cert, self.vault
         sqlite = self.database.url.get_secret_value().startswith("sqlite")
         hosts = {
@@ -454,6 +499,14 @@ class Settings(BaseSettings):
             (
                 "BFF_NETWORK__CALLBACK_ALLOWLIST: admits everybody",
                 any(network.prefixlen == 0 for network in self.network.callback_allowlist),
+            ),
+            (
+                "BFF_NETWORK__CALLBACK_EXCEPTIONS: lasts longer than 24 hours from now",
+                any(until - now > MAX_CALLBACK_EXCEPTION for until in self.network.callback_exceptions.values()),
+            ),
+            (
+                "BFF_NETWORK__METRICS_ALLOWLIST: admits everybody",
+                any(network.prefixlen == 0 for network in self.network.metrics_allowlist),
             ),
             (
                 "BFF_NETWORK__TRUSTED_PROXIES: trusts far more than proxies",

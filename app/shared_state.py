@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Protocol, TypeVar, cast
 
+import structlog
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -30,6 +31,12 @@ PREFIX: Final = "bff:v1:"
 POOL_SIZE: Final = 20
 BREATHER: Final = 1.0
 """Seconds for which Redis is left alone after a failure, so that not every call waits for its timeout."""
+
+RATE_WINDOW: Final = timedelta(minutes=1)
+RATE_RETRY: Final = 5.0
+"""Seconds for which a process counts callers by itself after Redis has failed it."""
+RATES_KEPT: Final = 1024
+"""Callers below which those who have recovered are not looked for."""
 
 
 class SharedStateUnavailable(Exception):
@@ -62,9 +69,21 @@ class SharedState(Protocol):
     async def pause(self, name: str, length: timedelta, *, window: timedelta) -> None:
         """Let nothing be spent for so long; a longer pause stays in force."""
 
+    async def hit(self, name: str, *, limit: int, window: timedelta) -> timedelta | None:
+        """Count one unless that is too many: None, or how long to wait for room.
+
+        `limit` at once, and from then on as many as `window` brings back evenly (GCRA). What is forgotten is as if
+        it had never been: a wipe admits, where `spend` closes.
+        """
+
     async def ping(self) -> None: ...
 
     async def aclose(self) -> None: ...
+
+
+def _emission(limit: int, window: timedelta) -> int:
+    """Microseconds after which one more is admitted. Whole, so that exactly `limit` fit into a window at once."""
+    return max(1, window // timedelta(microseconds=1) // limit)
 
 
 @dataclass
@@ -85,6 +104,9 @@ class InProcessState(SharedState):
         self._written: dict[str, int] = {}
         self._windows: dict[str, SlidingWindow] = {}
         self._paused_until: dict[str, float] = {}
+        self._full_at: dict[str, int] = {}
+        """Microseconds, by name: when nothing of what was counted is left."""
+        self._prune_above = RATES_KEPT
 
     def _entry(self, name: str) -> _Entry | None:
         entry = self._entries.get(name)
@@ -141,6 +163,19 @@ class InProcessState(SharedState):
     async def pause(self, name: str, length: timedelta, *, window: timedelta) -> None:
         until = self._monotonic() + length.total_seconds()
         self._paused_until[name] = max(self._paused_until.get(name, until), until)
+
+    @override
+    async def hit(self, name: str, *, limit: int, window: timedelta) -> timedelta | None:
+        now, emission = int(self._monotonic() * 1_000_000), _emission(limit, window)
+        full_at = max(now, self._full_at.get(name, now)) + emission
+        wait = timedelta(microseconds=full_at - now) - window
+        if wait > timedelta():
+            return wait
+        self._full_at[name] = full_at
+        if len(self._full_at) > self._prune_above:
+            self._full_at = {other: instant for other, instant in self._full_at.items() if instant > now}
+            self._prune_above = max(RATES_KEPT, 2 * len(self._full_at))
+        return None
 
     @override
     async def ping(self) -> None:
@@ -268,6 +303,28 @@ note('pause', math.max(pause, now + tonumber(ARGV[4])))
 return 1
 """
 )
+# KEYS: rate. ARGV: microseconds since the epoch or '' for Redis's own clock, emission and window in microseconds.
+# Answers the microseconds to wait. The key ends when nothing is left of what was counted. More than a window ahead
+# can only be what a clock that went back has left: nobody waits for it to catch up.
+HIT = """
+local now, emission, window = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+if not now then
+    local time = redis.call('TIME')
+    now = time[1] * 1000000 + time[2]
+end
+local function keep(full_at)
+    local ends_in = string.format('%.0f', math.ceil((full_at - now) / 1000))
+    redis.call('SET', KEYS[1], string.format('%.0f', full_at), 'PX', ends_in)
+end
+local full_at = math.max(now, tonumber(redis.call('GET', KEYS[1]) or '') or now)
+if full_at > now + window then
+    full_at = now + window
+    keep(full_at)
+end
+if full_at + emission - now > window then return full_at + emission - now - window end
+keep(full_at + emission)
+return 0
+"""
 
 T = TypeVar("T")
 
@@ -283,7 +340,7 @@ class RedisState(SharedState):
         monotonic: Callable[[], float] = time.monotonic,
         budget_clock: Callable[[], float] | None = None,
     ) -> None:
-        """The budget goes by Redis's own clock, one for all replicas. Tests, unable to move it, bring another."""
+        """Budget and rates go by Redis's own clock, one for all replicas. Tests cannot move it: they bring one."""
         seconds = timeout.total_seconds()
         # A blocking pool: callers beyond it wait their turn instead of being told that Redis is away.
         pool = BlockingConnectionPool.from_url(
@@ -307,6 +364,7 @@ class RedisState(SharedState):
         self._budget_clock = budget_clock
         self._spend = self._redis.register_script(SPEND)
         self._pause = self._redis.register_script(PAUSE)
+        self._hit = self._redis.register_script(HIT)
 
     @override
     async def read(self, name: str) -> str | None:
@@ -347,6 +405,13 @@ class RedisState(SharedState):
     async def pause(self, name: str, length: timedelta, *, window: timedelta) -> None:
         args = [*self._budget_args(window), _milliseconds(length)]
         await self._ask(lambda: self._pause(keys=[_key(name, "budget")], args=args))
+
+    @override
+    async def hit(self, name: str, *, limit: int, window: timedelta) -> timedelta | None:
+        now = int(self._budget_clock() * 1_000_000) if self._budget_clock else ""
+        args: list[str | int] = [now, _emission(limit, window), window // timedelta(microseconds=1)]
+        wait = int(await self._ask(lambda: self._hit(keys=[_key(name, "rate")], args=args)))
+        return timedelta(microseconds=wait) if wait > 0 else None
 
     def _budget_args(self, window: timedelta) -> list[str | int]:
         now = int(self._budget_clock() * 1000) if self._budget_clock else ""
@@ -476,3 +541,44 @@ class SharedBudget:
             return await answer
         except SharedStateUnavailable as error:
             raise BudgetStoreUnavailable from error
+
+
+class CallerRates:
+    """Counts callers against their limits: all processes together, or, while Redis is away, each by itself.
+
+    Then a caller may do as much at each process as at all of them before: wider, but never without a limit. And of
+    all requests only one every few seconds waits for Redis, to see whether it is back.
+    """
+
+    def __init__(
+        self, *, state: SharedState, vault: Vault, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._state = state
+        self._own = InProcessState(monotonic=monotonic)
+        self._vault = vault
+        self._monotonic = monotonic
+        self._ask_again_at: float | None = None
+        """None while Redis answers."""
+        self._log = structlog.stdlib.get_logger("app.shared_state")
+
+    async def hit(self, limit: str, caller: str, *, per_minute: int) -> timedelta | None:
+        """None if this request is within the limit, else how long to wait.
+
+        `caller` may be personal data: no name in Redis shows it.
+        """
+        name = f"rate:{limit}:{self._vault.hash('client_ip', caller)}"
+        if self._ask_again_at is None or self._monotonic() >= self._ask_again_at:
+            if self._ask_again_at is not None:
+                self._ask_again_at = self._monotonic() + RATE_RETRY  # before asking: the others do not wait with us
+            try:
+                wait = await self._state.hit(name, limit=per_minute, window=RATE_WINDOW)
+            except SharedStateUnavailable as error:
+                if self._ask_again_at is None:
+                    self._log.warning("caller_rates_alone", why=str(error))
+                self._ask_again_at = self._monotonic() + RATE_RETRY
+            else:
+                if self._ask_again_at is not None:
+                    self._log.info("caller_rates_shared_again")
+                self._ask_again_at = None
+                return wait
+        return await self._own.hit(name, limit=per_minute, window=RATE_WINDOW)

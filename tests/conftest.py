@@ -154,6 +154,12 @@ def client_certificates_of(sandbox: SandboxServer) -> Path:
     return sandbox.client_ca_file.parent / "of-the-bff"
 
 
+def without_callbacks(settings: Settings) -> Settings:
+    """As it is before anybody has set up the console: no callback, Toss's addresses, no client certificate."""
+    groups = ("network", "callbacks", "toss")
+    return settings.model_copy(update={group: Settings.model_fields[group].default for group in groups})
+
+
 def settings_for(backend: Backend, sandbox: SandboxServer, **cert: object) -> Settings:
     """Settings that point at the sandbox; `cert` overrides fields of its group."""
     return Settings.model_validate(
@@ -177,6 +183,7 @@ def settings_for(backend: Backend, sandbox: SandboxServer, **cert: object) -> Se
                 "certificate_folder": str(client_certificates_of(sandbox)),
             },
             "network": {"callback_allowlist": [f"{MINI_APP_ADDRESS}/32", "127.0.0.1/32"]},
+            "limits": {"per_minute": 1_000_000, "starts_per_minute": 1_000_000},
             "callbacks": {"login_unlink_auth": UNLINK_AUTH, "consent_withdrawal_auth": CONSENT_AUTH},
             "login": {"decryption_keys": [sandbox.decryption_key], "aads": [sandbox.aad]},
         }

@@ -1,14 +1,17 @@
 """Who may call: which pages from a browser, and which addresses."""
 
-from ipaddress import ip_network
+import asyncio
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address, ip_network
 
 import httpx2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.exceptions import HTTPException
 
-from app.network import resolve_caller
-from tests.conftest import settings_for
+from app.network import BodyLimit, Caller, caller_key, resolve_caller
+from tests.conftest import settings_for, without_callbacks
 from tests.processes import serving
 from tests.scenarios import Bff, assert_problem
 
@@ -17,7 +20,7 @@ PATH = "/api/v1/cert/requests"
 
 @pytest.fixture
 def one(embedded, sandbox):
-    settings = settings_for(embedded, sandbox)
+    settings = without_callbacks(settings_for(embedded, sandbox))
     network = {"app_name": "my-granite-app", "allowed_origins": ["http://localhost:5173"]}
     return settings.model_copy(update={"network": type(settings.network).model_validate(network)})
 
@@ -65,7 +68,7 @@ async def test_no_other_page_may(one, sandbox, origin):
 
 
 async def test_without_a_name_no_page_may(embedded, sandbox):
-    async with Bff.running(settings_for(embedded, sandbox), sandbox) as bff:
+    async with Bff.running(without_callbacks(settings_for(embedded, sandbox)), sandbox) as bff:
         assert not await allowed(bff, "https://my-granite-app.apps.tossmini.com")
 
 
@@ -73,6 +76,61 @@ async def test_without_a_name_no_page_may(embedded, sandbox):
 def test_a_name_that_is_none_is_refused(one, name):
     with pytest.raises(ValueError, match="app_name"):
         type(one.network).model_validate({"app_name": name})
+
+
+CONSOLE = "https://apps-in-toss.toss.im"
+UNLINK = "/callbacks/toss/login-unlink"
+
+
+async def preflight(bff, path: str, origin: str, method: str = "POST") -> httpx2.Response:
+    asked = {
+        "Access-Control-Request-Method": method,
+        "Access-Control-Request-Headers": "authorization, content-type",
+    }
+    return await bff.http.options(path, headers={"Origin": origin, **asked})
+
+
+@pytest.mark.parametrize("origin", [CONSOLE, "https://toss.im", "https://console.apps-in-toss.toss.im"])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_the_consoles_pages_may_call_callbacks_and_nothing_else(one, sandbox, origin, method):
+    """Its page has moved between subdomains (apps-in-toss reference 5.1)."""
+    async with Bff.running(with_network(one, callback_allowlist=["192.0.2.10/32"]), sandbox) as bff:
+        granted = await preflight(bff, UNLINK, origin, method)
+        assert granted.status_code == 200
+        assert granted.headers["access-control-allow-origin"] == origin
+        assert {"authorization", "content-type"} <= {
+            name.strip().lower() for name in granted.headers["access-control-allow-headers"].split(",")
+        }
+        answer = await bff.http.request(method, UNLINK, headers={"Origin": origin})
+        assert answer.headers["access-control-allow-origin"] == origin
+        assert "access-control-allow-credentials" not in answer.headers
+        assert not await allowed(bff, origin)
+        for path in ("/callbacks/tossed", "/server/v1/x", "/livez"):
+            assert "access-control-allow-origin" not in (await preflight(bff, path, origin)).headers
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        *("http://apps-in-toss.toss.im", "https://toss.im.evil.com", "https://eviltoss.im", "https://evil-toss.im"),
+        *("https://apps-in-toss.toss.im:8443", "https://apps-in-toss.toss.im/", "https://apps-in-toss.toss.im."),
+        *("https://.toss.im", "https://a..toss.im", "https://tossxim", "https://a.tossxim", "null", "*"),
+        *("https://toss.im@evil.com", "https://evil.com/.toss.im", "https://evil.com#.toss.im", "https://toss.imx"),
+        *("https://my-granite-app.apps.tossmini.com", "http://localhost:5173"),
+    ],
+)
+async def test_no_other_page_may_call_a_callback(one, sandbox, origin):
+    async with Bff.running(one, sandbox) as bff:
+        for path in ("/callbacks/toss", UNLINK, f"{UNLINK}/x"):
+            refused = await preflight(bff, path, origin)
+            assert refused.status_code == 400
+            assert "access-control-allow-origin" not in refused.headers
+
+
+async def test_the_console_may_not_delete(one, sandbox):
+    async with Bff.running(one, sandbox) as bff:
+        assert (await preflight(bff, UNLINK, CONSOLE, "DELETE")).status_code == 400
+        assert (await preflight(bff, PATH, "http://localhost:5173", "DELETE")).status_code == 200
 
 
 # --- Addresses (G10) --------------------------------------------------------------------------------------
@@ -208,3 +266,109 @@ def test_production_refuses_lists_that_protect_nothing(one, network, fault):
     assert any(fault in text and text.startswith("BFF_NETWORK__") for text in production.faults())
     sound = with_network(one, trusted_proxies=["10.0.0.0/8"]).model_copy(update={"environment": "production"})
     assert not any(text.startswith("BFF_NETWORK__") for text in sound.faults())
+
+
+# --- Exceptions for the console's test button ---------------------------------------------------------------
+
+
+def excepting(settings, **until: timedelta):
+    """`until`: by name, with _ for -."""
+    now = datetime.now(UTC)
+    exceptions = {name.replace("_", "-"): (now + left).isoformat() for name, left in until.items()}
+    return with_network(settings, callback_exceptions=exceptions)
+
+
+HOUR = timedelta(hours=1)
+
+
+async def test_an_exception_admits_any_address_to_one_callback_until_it_ends(one, sandbox, caplog):
+    async with Bff.running(excepting(one, login_unlink=HOUR), sandbox) as bff:
+        for method in ("GET", "POST"):
+            assert_problem(await bff.http.request(method, f"{CALLBACK}?userKey=0"), 404, "not_found")
+        assert_problem(await bff.http.post("/callbacks/toss/payment"), 403, "address_not_allowed")
+        said = [record.msg for record in caplog.records if isinstance(record.msg, dict)]
+        events = [event for event in said if event["event"] == "address_excepted"]
+        bff.clock.advance(minutes=59)
+        assert_problem(await bff.http.post(CALLBACK), 404, "not_found")
+        bff.clock.advance(minutes=1)
+        assert_problem(await bff.http.post(CALLBACK), 403, "address_not_allowed")
+        counted = bff.resources.metrics.exposition().decode()
+    assert [(event["level"], event["callback"], event["client_ip"], event["peer_ip"]) for event in events] == [
+        ("warning", "login-unlink", "192.0.2.10", "192.0.2.10")
+    ] * 2
+    assert 'bff_address_exceptions_total{callback="login-unlink"} 3.0' in counted
+    assert 'bff_address_denials_total{prefix="/callbacks/toss"} 2.0' in counted
+
+
+async def test_who_is_listed_needs_no_exception(one, sandbox, caplog):
+    settings = excepting(one, login_unlink=HOUR)
+    network = settings.network.model_copy(update={"callback_allowlist": (ip_network("192.0.2.10/32"),)})
+    async with Bff.running(settings.model_copy(update={"network": network}), sandbox) as bff:
+        assert (await bff.http.post(CALLBACK)).status_code == 404
+    assert "address_excepted" not in caplog.text
+
+
+async def test_an_exception_admits_no_address_that_cannot_be_read(one, sandbox):
+    settings = excepting(one, login_unlink=HOUR)
+    network = settings.network.model_copy(update={"trusted_proxies": (ip_network("192.0.2.10/32"),)})
+    async with Bff.running(settings.model_copy(update={"network": network}), sandbox) as bff:
+        for forwarded, status in ((ME, 404), (f"{ME}, nonsense", 403), ("nonsense", 403)):
+            assert (await bff.http.post(CALLBACK, headers={"X-Forwarded-For": forwarded})).status_code == status
+
+
+# --- One caller -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("peer", "client", "key"),
+    [
+        (ME, ME, ME),
+        ("10.0.0.1", ME, ME),
+        ("10.0.0.1", "2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::1", "2001:db8:1:2:ffff::1", "2001:db8:1:2::/64"),
+        ("10.0.0.1", None, "unreadable behind 10.0.0.1"),
+        (None, None, "unreadable behind None"),
+    ],
+)
+def test_one_caller_is_an_ipv4_address_or_an_ipv6_network(peer, client, key):
+    caller = Caller(*(ip_address(text) if text else None for text in (peer, client)))
+    assert caller_key(caller) == key
+
+
+# --- Bodies -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pieces", [[b""], [b"whole"], [b"in ", b"two"]])
+async def test_whoever_waits_for_the_client_to_leave_may_wait_for_longer_than_a_body(pieces):
+    is_given_up, seen = asyncio.Event(), []
+
+    async def receive():
+        if pieces:
+            piece = pieces.pop(0)
+            return {"type": "http.request", "body": piece, "more_body": bool(pieces)}
+        await is_given_up.wait()
+        return {"type": "http.disconnect"}
+
+    async def waiting(_scope, receive, _send):
+        while not seen or seen[-1]["type"] != "http.disconnect":
+            seen.append(await receive())
+
+    limit = BodyLimit(waiting, limit_bytes=1024, timeout=timedelta(seconds=0.05))
+    asyncio.get_running_loop().call_later(0.3, is_given_up.set)
+    await limit({"type": "http", "headers": []}, receive, None)
+    assert seen[-1] == {"type": "http.disconnect"}
+
+
+async def test_all_pieces_of_a_body_share_one_deadline():
+    async def receive():
+        await asyncio.sleep(0.02)  # a slow client is slow
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    async def reading(_scope, receive, _send):
+        while True:
+            await receive()
+
+    limit = BodyLimit(reading, limit_bytes=1024, timeout=timedelta(seconds=0.2))
+    with pytest.raises(HTTPException) as caught:
+        await limit({"type": "http", "headers": []}, receive, None)
+    assert caught.value.status_code == 408

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import traceback
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -303,6 +303,57 @@ def test_json_that_does_not_parse_is_named_by_its_variable(environment):
     assert "BFF_NETWORK" in fault
 
 
+SOON = (datetime.now(UTC) + timedelta(hours=23)).isoformat()
+LATE = (datetime.now(UTC) + timedelta(hours=25)).isoformat()
+
+
+@pytest.mark.parametrize("instant", ["2026-01-31T12:00:00Z", "2026-01-31T21:00:00+09:00", SOON])
+def test_an_exception_ends_at_an_instant(environment, instant):
+    environment(BFF_NETWORK__CALLBACK_EXCEPTIONS=json.dumps({"login-unlink": instant}))
+    (until,) = Settings.from_environment().network.callback_exceptions.values()
+    assert until == datetime.fromisoformat(instant)
+
+
+@pytest.mark.parametrize(
+    "exceptions",
+    [
+        *({"login-unlink": value} for value in ("2026-01-31T12:00:00", "2026-01-31", "1769860800", 1769860800, "")),
+        *({"login-unlink": value} for value in (None, "tomorrow", True, "12:00", [], {})),
+        *(
+            {name: SOON}
+            for name in ("", "/login-unlink", "login/unlink", "Login", "a b", "..", "a" * 41, "%2e", "é")
+        ),
+        ["login-unlink"],
+        "login-unlink",
+    ],
+)
+def test_an_exception_of_another_form_is_a_fault(environment, exceptions):
+    (fault,) = faults_of(environment, BFF_NETWORK__CALLBACK_EXCEPTIONS=json.dumps(exceptions))
+    assert fault.startswith("BFF_NETWORK__CALLBACK_EXCEPTIONS: ")
+
+
+def test_how_far_an_exception_reaches_goes_by_the_applications_own_clock(environment):
+    exceptions = {"login-unlink": "2026-01-31T12:00:00Z"}
+    environment(BFF_NETWORK__CALLBACK_EXCEPTIONS=json.dumps(exceptions))
+    settings = Settings.from_environment()
+    until = datetime(2026, 1, 31, 12, tzinfo=UTC)
+    assert settings.faults(now=until - timedelta(hours=24)) == []
+    (fault,) = settings.faults(now=until - timedelta(hours=24, seconds=1))
+    assert fault.startswith("BFF_NETWORK__CALLBACK_EXCEPTIONS")
+    with pytest.raises(SettingsError, match="CALLBACK_EXCEPTIONS"):
+        create_app(settings, clock=lambda: until - timedelta(days=2))
+
+
+@pytest.mark.parametrize("variable", ["BFF_LIMITS__PER_MINUTE", "BFF_LIMITS__STARTS_PER_MINUTE"])
+@pytest.mark.parametrize("value", ["0", "-1", "none", "null", "1.5"])
+def test_a_limit_cannot_be_switched_off(environment, variable, value):
+    (fault,) = faults_of(environment, **{variable: value})
+    assert fault.startswith(f"{variable}: ")
+    environment(**{variable: ""})
+    limits = Settings.from_environment().limits
+    assert (limits.per_minute, limits.starts_per_minute) == (600, 60)
+
+
 # --- Production (G14) -------------------------------------------------------------------------------------
 
 PRODUCTION_FAULTS = {
@@ -326,6 +377,10 @@ PRODUCTION_FAULTS = {
     "BFF_NETWORK__ALLOWED_ORIGINS: holds more than https": {
         "BFF_NETWORK__ALLOWED_ORIGINS": '["https://a.example", "*"]'
     },
+    "BFF_NETWORK__CALLBACK_EXCEPTIONS: lasts longer": {
+        "BFF_NETWORK__CALLBACK_EXCEPTIONS": json.dumps({"login-unlink": LATE})
+    },
+    "BFF_NETWORK__METRICS_ALLOWLIST: admits everybody": {"BFF_NETWORK__METRICS_ALLOWLIST": '["::/0"]'},
     "BFF_FAULT__PAUSE_AT: for tests": {"BFF_FAULT__PAUSE_AT": "answer_kept"},
     "BFF_VAULT: the same key": {"BFF_VAULT__HASH_KEY": KEY},
 }

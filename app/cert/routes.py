@@ -85,6 +85,7 @@ partner_server = APIRouter(prefix="/server/v1/cert", tags=["Toss Cert (partner s
     status_code=201,
     responses=documented(*ALWAYS, *CERT_UPSTREAM, SessionRequired),
     response_model_exclude_none=True,
+    openapi_extra={"security": [{}]},  # or none: without a session its token shows whose it is
 )
 async def start_verification(
     cert: CertDep, owner: OwnerDep, body: Annotated[StartRequest | None, Body()] = None

@@ -1,6 +1,7 @@
 """Which client certificate is in use: the best pair that works, swapped under load (G8). Knows no HTTP."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -18,10 +19,14 @@ from app.toss.certificates import (
     FaultKind,
     Found,
     RepairNote,
+    expiry_mark,
 )
 from app.toss.errors import CertificateRefused, NotSent, TossError
 
 Monotonic = Callable[[], float]
+
+LAST_MARK = 1
+"""Days; the last of EXPIRY_MARKS, at which an end that is near becomes an error."""
 
 
 class Pool(Protocol):
@@ -95,6 +100,8 @@ class CertificateKeeper(Generic[P]):
         self._is_look_wanted = False
         self._alarm: CertificateAlarm | None = None
         self._faults: tuple[CertificateFault, ...] = ()
+        self._announced: set[tuple[str, int]] = set()
+        """Fingerprints of pairs whose end has been announced, and at which mark."""
         self._log = structlog.stdlib.get_logger(__name__)
 
     @property
@@ -193,6 +200,7 @@ class CertificateKeeper(Generic[P]):
             except Exception as error:  # noqa: BLE001 - whatever it is, the pair in use stays and somebody is told
                 problems = [CertificateFault(FaultKind.UNREADABLE, "certificates", type(error).__name__)]
             self._report([*problems, *self._found.faults_at(self._clock())])
+            self._announce_end()
             await self._drain()
 
     async def _read(self) -> None:
@@ -293,3 +301,17 @@ class CertificateKeeper(Generic[P]):
         self._alarm = CertificateAlarm(kind=kind, since=since, what=what)
         if before is None or before.what != what:
             self._log.error("client_certificate_alarm", kind=kind.value, what=what)
+
+    def _announce_end(self) -> None:
+        """Once for each mark that the pair in use has reached; that it has expired is an alarm's affair."""
+        pair, now = self.certificate, self._clock()
+        mark = expiry_mark(pair, now) if pair is not None else None
+        if pair is None or mark is None or pair.not_after < now or (pair.fingerprint, mark) in self._announced:
+            return
+        self._announced.add((pair.fingerprint, mark))
+        self._log.log(
+            logging.ERROR if mark <= LAST_MARK else logging.WARNING,
+            "client_certificate_expires_soon",
+            days_left=pair.days_left(now),
+            where=pair.where,
+        )

@@ -49,7 +49,13 @@ def user_key_of(value: object) -> int | None:
 
 def scopes_of(value: object) -> tuple[str, ...]:
     """Tokens separate scopes by blanks, login-me by commas, perhaps with blanks (reference 18): both everywhere."""
-    return tuple(part for part in _BETWEEN_SCOPES.split(value) if part) if isinstance(value, str) else ()
+    return plain_texts(_BETWEEN_SCOPES.split(value)) if isinstance(value, str) else ()
+
+
+def plain_texts(values: object) -> tuple[str, ...]:
+    """Of a list, what can be stored and shown: JSON may carry half a letter, which no encoding would take."""
+    texts = values if isinstance(values, list) else []
+    return tuple(text for text in texts if isinstance(text, str) and text and text.isprintable())
 
 
 def _life(value: object) -> int:
@@ -185,6 +191,6 @@ def _member(payload: Payload) -> Member:
     return Member(
         user_key=user_key,
         scopes=scopes_of(fields.get("scope")),
-        agreed_terms=tuple(term for term in terms if isinstance(term, str)) if isinstance(terms, list) else (),
+        agreed_terms=plain_texts(terms),
         closed={name: fields[name] for name in PROFILE_FIELDS if fields.get(name) not in (None, "", "null")},
     )

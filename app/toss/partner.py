@@ -1,7 +1,7 @@
 """The Apps-in-Toss partner API: envelope, deadlines, and the budget that every call spends (reference 3)."""
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, TypeVar
@@ -123,12 +123,20 @@ class PartnerApi:
     """Calls of one mini-app, each within the budget and a deadline. What may be repeated, the caller knows."""
 
     def __init__(
-        self, *, transport: MutualTransport, governor: Governor, base_url: str, deadline: timedelta
+        self,
+        *,
+        transport: MutualTransport,
+        governor: Governor,
+        base_url: str,
+        deadline: timedelta,
+        refused: Callable[[str, str], None] = lambda _lane, _limit: None,
     ) -> None:
+        """`refused` is told the lane and the limit of every call for which there was no room."""
         self._transport = transport
         self._governor = governor
         self._base_url = base_url
         self._deadline = deadline.total_seconds()
+        self._refused = refused
 
     async def get(self, path: str, *, bearer: str | None = None, lane: Lane = Lane.INTERACTIVE) -> Payload:
         """Raises: TossError; BudgetExhausted at once when there is no room."""
@@ -165,7 +173,11 @@ class PartnerApi:
 
         async def admit() -> None:
             nonlocal is_admitted
-            await self._governor.admit(lane, sub_limits=limits)
+            try:
+                await self._governor.admit(lane, sub_limits=limits)
+            except BudgetExhausted as error:
+                self._refused(lane.value, error.limit)
+                raise
             is_admitted = True
 
         url = self._base_url + path

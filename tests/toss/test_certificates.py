@@ -752,6 +752,51 @@ async def test_an_expired_pair_is_used_on_when_there_is_no_other(world, issue):
     assert (world.in_use, world.alarm) == (fingerprint_of(pair), FaultKind.EXPIRED)
 
 
+def announced(caplog) -> list[tuple]:
+    said = [record.msg for record in caplog.records if isinstance(record.msg, dict)]
+    events = [event for event in said if event["event"] == "client_certificate_expires_soon"]
+    return [(event["level"], event["days_left"], event["where"]) for event in events]
+
+
+async def test_the_end_is_announced_once_at_each_mark(world, issue, caplog):
+    issue(-10, 40).write(world.folder)
+    seen = []
+    for days in (31, 30, 29.5, 8, 7, 6, 2, 1, 0.5):
+        world.now = NOW + (40 - days) * DAY
+        await world.look()
+        await world.look()
+        seen.append(len(announced(caplog)))
+    assert seen == [0, 1, 1, 1, 2, 2, 2, 3, 3]
+    where = world.keeper.certificate.where
+    assert announced(caplog) == [("warning", 30, where), ("warning", 7, where), ("error", 1, where)]
+    world.now = NOW + 41 * DAY
+    await world.look()
+    assert (world.alarm, len(announced(caplog))) == (FaultKind.EXPIRED, 3)
+
+
+async def test_an_end_that_has_come_already_is_the_alarms_affair_alone(world, issue, caplog):
+    issue(-10, 40).write(world.folder)
+    await world.look()
+    world.now = NOW + 41 * DAY
+    await world.look()
+    assert (world.alarm, announced(caplog)) == (FaultKind.EXPIRED, [])
+
+
+async def test_another_pairs_end_is_announced_for_itself_and_none_twice(world, issue, caplog):
+    first = issue(-10, 20).write(world.folder, "first")
+    await world.look()
+    second = issue(-5, 6).write(world.folder, "second")
+    await world.look()
+    assert world.in_use == fingerprint_of(second)
+    (world.folder / "second_public.crt").unlink()
+    (world.folder / "second_private.key").unlink()
+    await world.look()
+    second.write(world.folder, "second")
+    await world.look()
+    assert world.in_use in {fingerprint_of(first), fingerprint_of(second)}
+    assert [(level, days) for level, days, _ in announced(caplog)] == [("warning", 20), ("warning", 6)]
+
+
 async def test_at_the_start_the_newest_pair_that_proves_itself_is_used(world, issue):
     old, middle, new = (issue(day).write(world.folder, f"pair{-day}") for day in (-10, -5, -1))
     world.refuse(new)
