@@ -164,6 +164,20 @@ async def test_the_referrer_is_passed_on_untouched(bench, referrer):
     assert await bench.login.exchange(bench.code(referrer), referrer)
 
 
+@pytest.mark.parametrize("lane", list(Lane))
+async def test_background_work_is_charged_as_such(bench, sandbox, lane):
+    grant, pot = await bench.grant(), bench.toss.pot
+    sandbox.state.set_switches(unlink_unknown_is_success=True)
+    login, pot.admitted = bench.login, []
+    grant = await login.refresh(grant.refresh_token, lane=lane)
+    sandbox.state.order_fault("login_me", "reset_before")
+    await login.me(grant.access_token, lane=lane)
+    await login.unlink_by_token(grant.access_token, lane=lane)
+    await login.unlink_by_user_key(bench.user_key, access_token=None, lane=lane)
+    expected = ["all", "background"] if lane is Lane.BACKGROUND else ["all"]
+    assert [[charge.counter for charge in charges] for charges in pot.admitted] == [expected] * 5
+
+
 async def test_only_what_was_consented_to_arrives(bench):
     grant = await bench.grant(scopes=["user_name"])
     member = await bench.login.me(grant.access_token)
