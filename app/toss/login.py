@@ -177,7 +177,7 @@ class LoginApi:
             if error.http_status != HTTP_UNAUTHORIZED:
                 raise
             raise TossRejected(http_status=error.http_status, error_code=NOT_VERIFIED) from None
-        if payload.content is not True and str(payload.content).strip().lower() != "true":
+        if str(payload.content).strip().lower() != "true":
             raise TossRejected(http_status=payload.http_status, error_code=NOT_VERIFIED)
 
 

@@ -166,7 +166,7 @@ def test_a_failure_without_an_error_is_a_no():
 
 
 @pytest.mark.parametrize("status", [200, 400, 401, 403, 499])
-@pytest.mark.parametrize("extra", [{}, {"resultType": None}, {"error_description": SECRET}])
+@pytest.mark.parametrize("extra", [{}, {"resultType": None}, {"error_description": SECRET}, {"success": None}])
 def test_a_bare_oauth_error_is_a_no(status, extra):
     assert rejection({"error": "invalid_grant"} | extra, status) == "invalid_grant"
 
@@ -221,6 +221,8 @@ def test_a_server_error_is_no_no_whatever_it_calls_itself(status):
         {"error": {"errorCode": "INVALID_PARAMETER", "reason": SECRET}},
         {"error": {"errorCode": "4095", "data": {"retryAfterSeconds": 9}}},
         {"error": {"error": "invalid_grant"}},
+        {"error": "invalid_grant", "resultType": "PENDING"},
+        {"error": "invalid_grant", "resultType": {}},
         {"message": "no Route matched with those values"},
         {"message": SECRET, "request_id": "7"},
         {"fault": {"faultstring": SECRET, "detail": {"errorcode": "policies.ratelimit"}}},
@@ -612,8 +614,9 @@ OK = b'{"resultType":"SUCCESS","success":{"a":1}}'
 
 
 async def held_by(host: Host, count: int = 1) -> None:
-    while len(host.requests) < count:  # noqa: ASYNC110 - real sockets; there is nothing to wait on
-        await asyncio.sleep(0)
+    async with asyncio.timeout(20):
+        while len(host.requests) < count:  # noqa: ASYNC110 - real sockets; there is nothing to wait on
+            await asyncio.sleep(0)
 
 
 def gated(gate: asyncio.Event):
@@ -669,13 +672,22 @@ async def test_a_deadline_while_the_budget_is_asked_means_not_sent(ca):
 
 @pytest.mark.parametrize("method", ["get", "post"])
 async def test_a_deadline_after_sending_leaves_the_outcome_unknown_and_nothing_is_repeated(ca, method):
-    async with Host.running(silence, tls=tls_of(ca)) as host, partner(ca, host.url, deadline=SHORT) as toss:
-        call = toss.api.get("/x") if method == "get" else toss.api.post("/x", {"secret": SECRET})
+    async def script(connection: Connection) -> None:
+        await connection.request()
+        connection.send(OK)
+        await connection.request()
+        await silence(connection)
+
+    async with Host.running(script, tls=tls_of(ca)) as host, partner(ca, host.url) as toss:
+        await toss.api.get("/x")  # so that a short time is long enough to send in
+        hasty = partner_over(toss.transport, host.url, pot=toss.pot, deadline=SHORT).api
+        call = hasty.get("/x") if method == "get" else hasty.post("/x", {"secret": SECRET})
         with pytest.raises(OutcomeUnknown) as caught:
             await call
         assert type(caught.value) is OutcomeUnknown
         assert SECRET not in everything_said_by(caught.value)
-        assert (host.connections, toss.pot.asked) == (1, 1)
+        await held_by(host, 2)
+        assert (host.connections, len(host.requests), toss.pot.asked) == (1, 2, 2)
 
 
 async def test_a_lost_answer_is_never_asked_for_again(ca):
