@@ -5,6 +5,7 @@ from app.errors import (
     AnonKeyRejected,
     AppError,
     LoginRejected,
+    StorageUnavailable,
     TossNotConfigured,
     UpstreamBudgetExhausted,
     UpstreamInvalid,
@@ -37,6 +38,7 @@ REPEATABLE: dict[str, type[AppError]] = {
     error.code: error
     for error in (
         LoginRejected,
+        StorageUnavailable,
         TossNotConfigured,
         UpstreamBudgetExhausted,
         UpstreamInvalid,

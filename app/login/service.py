@@ -23,6 +23,7 @@ from app.errors import (
     LoginRejected,
     SealedDataUnreadable,
     SessionNotFound,
+    StorageUnavailable,
     TossNotConfigured,
     UnlinkNeedsLogin,
     UserNotFound,
@@ -136,9 +137,7 @@ class LoginService:
             return await self._attempt(api, exchange, code, referrer)
         except TossError as error:
             ours = login_error(error)
-            await self._writes.commit(
-                partial(_settle_exchange, code_hash=code_hash, lease_id=lease_id, error=ours, now=self._clock())
-            )
+            await self._settle(exchange, ours)
             raise ours from error
 
     async def _turn(self, code_hash: str) -> tuple[LoginExchange, str | None]:
@@ -147,20 +146,20 @@ class LoginService:
         Raises: LoginRejected for a code that was settled before this call came; LoginInProgress.
         """
         arrived_at, has_waited = self._clock(), False
-        try:
-            async with asyncio.timeout(self._rules.patience.total_seconds()):
-                while True:
-                    exchange, lease_id = await self._claim(code_hash, since=arrived_at)
-                    if lease_id is not None:
-                        return exchange, lease_id
-                    if not has_waited and _was_spent(exchange, before=arrived_at):
-                        raise LoginRejected
-                    if _is_settled(exchange, since=arrived_at):
-                        return exchange, None
-                    has_waited = True
-                    await asyncio.sleep(POLL_INTERVAL)
-        except TimeoutError:
-            raise LoginInProgress(retry_after=ASK_AGAIN) from None
+        # Between the looks, not around them: a claim that is cut off may have taken the lease with it.
+        until = asyncio.get_running_loop().time() + self._rules.patience.total_seconds()
+        while True:
+            exchange, lease_id = await self._claim(code_hash, since=arrived_at)
+            if lease_id is not None:
+                return exchange, lease_id
+            if not has_waited and _was_spent(exchange, before=arrived_at):
+                raise LoginRejected
+            if _is_settled(exchange, since=arrived_at):
+                return exchange, None
+            if asyncio.get_running_loop().time() >= until:
+                raise LoginInProgress(retry_after=ASK_AGAIN)
+            has_waited = True
+            await asyncio.sleep(POLL_INTERVAL)
 
     async def log_in_anonymously(self, anon_key: str) -> LoggedIn:
         """That Toss issued the key does not prove whose it is: it serves as the bearer's secret, no more.
@@ -194,7 +193,9 @@ class LoginService:
         async with self._database.transaction() as session:
             known = await session.get_one(LoginExchange, code_hash)
             if not _is_settled(known, since=since):
-                leased = await take_exchange(session, code_hash, lease_id=lease_id, now=now, until=until)
+                leased = await take_exchange(
+                    session, code_hash, since=since, lease_id=lease_id, now=now, until=until
+                )
                 if leased is not None:
                     return leased, lease_id
         return known, None
@@ -203,7 +204,8 @@ class LoginService:
         """What another call has made of this code. Its tokens are not handed out twice: this is a new session."""
         if exchange.state == ExchangeState.DONE and exchange.user_id is not None:
             async with self._database.transaction() as session:
-                user = await session.get(User, exchange.user_id)
+                # Locked, lest the end of this link miss a session that begins at the same moment.
+                user = await session.get(User, exchange.user_id, with_for_update=True)
                 if user is not None and user.unlinked_at is None:
                     return LoggedIn(self.sessions.issue(session, user.user_id), user, self.profile_of(user))
         problem = REPEATABLE.get(exchange.problem or "", LoginRejected)
@@ -234,7 +236,19 @@ class LoginService:
                 setattr(user, column, value)
 
         key_hash = self._vault.hash("user_key", str(member.user_key))
-        return await self._link(UserKind.MEMBER, key_hash, fill, profile, done=exchange)
+        try:
+            return await self._link(UserKind.MEMBER, key_hash, fill, profile, done=exchange)
+        except StorageUnavailable as error:
+            # The tokens are kept: who comes next goes on from there, and need not wait for the lease to end.
+            await self._settle(exchange, error)
+            raise
+
+    async def _settle(self, exchange: LoginExchange, error: AppError) -> None:
+        """End an attempt that has failed; those who wait for it are told the same."""
+        code_hash, lease_id, now = exchange.code_hash, exchange.lease_id, self._clock()
+        await self._writes.commit(
+            partial(_settle_exchange, code_hash=code_hash, lease_id=lease_id, error=error, now=now)
+        )
 
     async def _link(
         self,
@@ -290,9 +304,6 @@ class LoginService:
         return LoggedIn(issued, user, profile)
 
     # --- Who is calling -----------------------------------------------------------------------------------
-
-    async def log_out(self, live: LiveSession) -> None:
-        await self.end_session(live.session.session_id, of=live.user.user_id)
 
     async def end_session(self, session_id: str, *, of: str) -> None:
         """Raises: SessionNotFound, also for somebody else's."""
@@ -540,7 +551,7 @@ async def _keep_grant(session: AsyncSession, code_hash: str, grant: Any) -> None
 
 
 async def _settle_exchange(
-    session: AsyncSession, code_hash: str, lease_id: str, error: AppError, now: datetime
+    session: AsyncSession, code_hash: str, lease_id: str | None, error: AppError, now: datetime
 ) -> None:
     values: dict[str, object] = {
         "lease_id": None,
