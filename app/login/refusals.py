@@ -62,6 +62,13 @@ def other_error(error: TossError) -> AppError:
     return upstream.app_error(error, refusals=REFUSALS, otherwise=UpstreamRefused)
 
 
+def is_fault(error: TossError) -> bool:
+    """Toss failed inside, whichever way it says so: what came of the call is open."""
+    if not isinstance(error, TossRejected):
+        return False
+    return error.http_status >= SERVER_ERROR or REFUSALS.get(error.error_code) is UpstreamUnavailable
+
+
 def is_dead_token(error: TossRejected) -> bool:
     return error.error_code in DEAD_TOKEN or error.http_status == HTTP_UNAUTHORIZED
 

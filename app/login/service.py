@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import structlog
-from sqlalchemy import delete, select, update
+from sqlalchemy import ColumnElement, delete, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from typing_extensions import override
@@ -33,10 +33,11 @@ from app.login.refusals import (
     REPEATABLE,
     anon_error,
     is_dead_token,
+    is_fault,
     login_error,
     other_error,
 )
-from app.login.sessions import IssuedSession, LiveSession, Sessions
+from app.login.sessions import IssuedSession, Sessions
 from app.login.tables import (
     NO_TOKENS,
     ExchangeState,
@@ -48,7 +49,7 @@ from app.login.tables import (
 )
 from app.login.tokens import DatedGrant, UserTokens
 from app.toss.crypto import LoginFieldCipher
-from app.toss.errors import OutcomeUnknown, TossError, TossRejected, Unintelligible
+from app.toss.errors import NotSent, OutcomeUnknown, TossError, TossRejected, Unintelligible
 from app.toss.governor import Lane
 from app.toss.login import LoginApi, Profile
 from app.upstream import ASK_AGAIN
@@ -353,27 +354,31 @@ class LoginService:
         """
         if user.kind != UserKind.MEMBER or user.unlinked_at is not None:
             return
-        await self._note_unlink(user, wanted=user.unlink_wanted_at or self._clock(), sent=user.unlink_sent_at)
+        await self._note_unlink(user, unlink_wanted_at=user.unlink_wanted_at or self._clock())
         try:
             await self._unlink(user, lane=lane)
-        except TossError as error:
+        except (TossError, UnlinkNeedsLogin) as error:
             if not isinstance(error, OutcomeUnknown | Unintelligible):
-                await self._note_unlink(user, wanted=self._clock(), sent=user.unlink_sent_at)
-            raise other_error(error) from error
+                await self._note_unlink(user, unlink_wanted_at=self._clock())
+            raise other_error(error) if isinstance(error, TossError) else error from error
 
     async def _unlink(self, user: User, *, lane: Lane) -> None:
         api, tokens = self._toss()
         token = await tokens.access_token(user, lane=lane)
-        await self._note_unlink(user, wanted=user.unlink_wanted_at or self._clock(), sent=self._clock())
+        sent_at = self._clock()
+        await self._note_unlink(user, unlink_sent_at=sent_at)
         try:
             await self._ask_to_unlink(api, user, token, lane=lane)
-        except TossRejected as error:
+        except (NotSent, TossRejected) as error:
+            is_dead = isinstance(error, TossRejected) and is_dead_token(error)
             # An earlier call's answer was lost, and the token has died since: that call has come through.
             was_sent = user.unlink_sent_at is not None
-            if error.error_code in NO_LONGER_LINKED or (is_dead_token(error) and was_sent):
+            if isinstance(error, TossRejected) and (error.error_code in NO_LONGER_LINKED or (is_dead and was_sent)):
                 return
-            if is_dead_token(error):
-                await self._note_unlink(user, wanted=self._clock(), sent=None)
+            if not is_fault(error):
+                # This call has ended nothing. What another one has sent meanwhile stays noted.
+                await self._note_unlink(user, User.unlink_sent_at == sent_at, unlink_sent_at=user.unlink_sent_at)
+            if is_dead:
                 raise UnlinkNeedsLogin from error
             raise
 
@@ -396,12 +401,12 @@ class LoginService:
                     raise
         return await api.unlink_by_user_key(user_key, access_token=None, lane=lane)
 
-    async def _note_unlink(self, user: User, *, wanted: datetime, sent: datetime | None) -> None:
+    async def _note_unlink(self, user: User, *conditions: ColumnElement[bool], **values: datetime | None) -> None:
         async with self._database.transaction() as session:
             await session.execute(
                 update(User)
-                .where(User.user_id == user.user_id, User.link_version == user.link_version)
-                .values(unlink_wanted_at=wanted, unlink_sent_at=sent)
+                .where(User.user_id == user.user_id, User.link_version == user.link_version, *conditions)
+                .values(**values)
             )
 
     async def is_link_alive(self, user: User) -> bool:
@@ -428,13 +433,11 @@ class LoginService:
             raise other_error(error) from error
         return False
 
-    async def end_link(self, user: User, *, erases: bool) -> bool:
-        """End what we have of a link that is over: sessions, tokens, personal data; with `erases` the row as well.
+    async def end_link(self, user: User) -> bool:
+        """End what we have of a link that is over: sessions, tokens, personal data.
 
         False if there has been a login, or another end, since this row was read.
         """
-        if erases:
-            return await self.erase(user)
         now = self._clock()
         async with self._database.transaction() as session:
             ended = await session.scalar(
@@ -513,7 +516,9 @@ class LoginService:
                 .returning(LoginExchange.code_hash)
             )
             forgotten = len(codes.all())
-        return await self.sessions.purge(), forgotten
+        ended = await self.sessions.purge()
+        await self._database.forget()
+        return ended, forgotten
 
     # --- Shared -------------------------------------------------------------------------------------------
 
