@@ -6,7 +6,7 @@ from enum import StrEnum
 import structlog
 
 from app.cert.service import CertService
-from app.errors import AppError, StorageUnavailable
+from app.errors import AppError, StorageUnavailable, UserNotFound
 from app.login.service import LoginService
 from app.login.tables import User
 from app.toss.governor import Lane
@@ -51,9 +51,20 @@ class Departure:
         """
         user = await self._login.user(user_id)
         await self._login.unlink_at_toss(user, lane=lane)
-        # The user goes last: from there the rest is found again after a crash.
-        await self._cert.erase_of(user_id)
-        await self._login.erase(user)
+        for _ in range(ATTEMPTS):
+            # The user goes last: from there the rest is found again after a crash.
+            await self._cert.erase_of(user_id)
+            if await self._login.erase(user):
+                return
+            # A login has come between. Before the unlink took effect, it has ended with the rest; after it, it
+            # is a link of its own, which nobody has asked to end.
+            try:
+                user = await self._login.user(user_id)
+            except UserNotFound:
+                return
+            if user.unlinked_at is None and await self._login.is_link_alive(user):
+                return
+        raise StorageUnavailable
 
     async def by_notice(self, user_key: int, referrer: str) -> str:
         """Toss says that the link is over. As a notice may be late, Toss is asked whether it still is.
@@ -66,15 +77,21 @@ class Departure:
         is_final = referrer == Referrer.WITHDRAWAL_TOSS
         for _ in range(ATTEMPTS):
             user = await self._login.find(user_key)
-            if user is None or (user.unlinked_at is not None and not is_final):
+            if user is None:
                 return NoticeOutcome.NOT_LINKED
-            if user.unlinked_at is None and await self._login.is_link_alive(user):
-                return NoticeOutcome.STALE
-            if is_final:
-                await self._cert.erase_of(user.user_id)
-            if await self._login.end_link(user, erases=is_final):
-                return NoticeOutcome.ERASED if is_final else NoticeOutcome.ENDED
-            # Somebody has logged in meanwhile: look again.
+            if user.unlinked_at is None:
+                if await self._login.is_link_alive(user):
+                    return NoticeOutcome.STALE
+                # False if somebody has logged in meanwhile: then look again.
+                if await self._login.end_link(user) and not is_final:
+                    return NoticeOutcome.ENDED
+                continue
+            if not is_final:
+                return NoticeOutcome.NOT_LINKED
+            # Only now that the link is over for certain; the user goes last, as above.
+            await self._cert.erase_of(user.user_id)
+            if await self._login.erase(user):
+                return NoticeOutcome.ERASED
         raise StorageUnavailable
 
     async def reconcile(self) -> Departed:

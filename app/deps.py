@@ -6,6 +6,8 @@ from typing import Annotated
 from fastapi import Depends, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import SecretStr
+from starlette.requests import HTTPConnection
+from typing_extensions import override
 
 from app.callbacks.authorization import is_authentic
 from app.callbacks.inbox import Inbox
@@ -60,16 +62,27 @@ LoginDep = Annotated[LoginService, Depends(_login)]
 DepartureDep = Annotated[Departure, Depends(_departure)]
 CertDep = Annotated[CertService, Depends(_cert)]
 
-SESSION_TOKEN = HTTPBearer(
+
+class _Bearer(HTTPBearer):
+    """With two of them, who stands before us may have looked at the other one: neither counts."""
+
+    @override
+    async def __call__(self, request: HTTPConnection) -> HTTPAuthorizationCredentials | None:
+        if len(request.headers.getlist("authorization")) > 1:
+            return None
+        return await super().__call__(request)
+
+
+SESSION_TOKEN = _Bearer(
     scheme_name="sessionToken", description="The `sessionToken` that a login answered", auto_error=False
 )
-OWNERS_TOKEN = HTTPBearer(
+OWNERS_TOKEN = _Bearer(
     scheme_name="ownersToken",
     description="The session token with which the verification was started or claimed, or the `verificationToken` "
     "that its start answered",
     auto_error=False,
 )
-SERVER_KEY = HTTPBearer(
+SERVER_KEY = _Bearer(
     scheme_name="serverKey", description="A key made by `python -m app keys issue`", auto_error=False
 )
 
@@ -87,10 +100,12 @@ SessionDep = Annotated[LiveSession, Depends(_session)]
 
 
 async def _owner(
-    login: LoginDep, bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(SESSION_TOKEN)]
+    request: Request,
+    login: LoginDep,
+    bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(SESSION_TOKEN)],
 ) -> LoggedIn | None:
-    """Nobody without a token; a session token that does not serve is an error, lest its owner be lost."""
-    if bearer is None:
+    """Nobody without a token; whatever else is no session token is an error, lest its owner be lost."""
+    if "authorization" not in request.headers:
         return None
     live = await _session(login, bearer)
     return LoggedIn(live.session.session_id, live.user.user_id)

@@ -507,17 +507,20 @@ class CertService:
         return Comparison(matches)
 
     async def latest_of(self, user_id: str) -> Verification:
-        """The newest verification of a user that was finished.
+        """The newest verification of a user that was finished, and whose result is here or can still be had.
 
         Raises: VerificationNotFound.
         """
+        can_be_read = (Verification.result_state == ResultState.NONE) & (
+            Verification.completion_seen_at > self._clock() - self._rules.result_window
+        )
         async with self._database.transaction() as session:
             latest = await session.scalar(
                 select(Verification)
                 .where(
                     Verification.user_id == user_id,
                     Verification.status == RequestStatus.COMPLETED,
-                    Verification.result_state.in_((ResultState.NONE, ResultState.ANSWERED, ResultState.STORED)),
+                    Verification.result_state.in_((ResultState.ANSWERED, ResultState.STORED)) | can_be_read,
                 )
                 .order_by(Verification.created_at.desc())
                 .limit(1)

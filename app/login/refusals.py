@@ -5,6 +5,7 @@ from app.errors import (
     AnonKeyRejected,
     AppError,
     LoginRejected,
+    StorageUnavailable,
     TossNotConfigured,
     UpstreamBudgetExhausted,
     UpstreamInvalid,
@@ -37,6 +38,7 @@ REPEATABLE: dict[str, type[AppError]] = {
     error.code: error
     for error in (
         LoginRejected,
+        StorageUnavailable,
         TossNotConfigured,
         UpstreamBudgetExhausted,
         UpstreamInvalid,
@@ -58,6 +60,13 @@ def anon_error(error: TossError) -> AppError:
 
 def other_error(error: TossError) -> AppError:
     return upstream.app_error(error, refusals=REFUSALS, otherwise=UpstreamRefused)
+
+
+def is_fault(error: TossError) -> bool:
+    """Toss failed inside, whichever way it says so: what came of the call is open."""
+    if not isinstance(error, TossRejected):
+        return False
+    return error.http_status >= SERVER_ERROR or REFUSALS.get(error.error_code) is UpstreamUnavailable
 
 
 def is_dead_token(error: TossRejected) -> bool:

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import structlog
-from sqlalchemy import delete, select, update
+from sqlalchemy import ColumnElement, delete, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from typing_extensions import override
@@ -23,6 +23,7 @@ from app.errors import (
     LoginRejected,
     SealedDataUnreadable,
     SessionNotFound,
+    StorageUnavailable,
     TossNotConfigured,
     UnlinkNeedsLogin,
     UserNotFound,
@@ -32,10 +33,11 @@ from app.login.refusals import (
     REPEATABLE,
     anon_error,
     is_dead_token,
+    is_fault,
     login_error,
     other_error,
 )
-from app.login.sessions import IssuedSession, LiveSession, Sessions
+from app.login.sessions import IssuedSession, Sessions
 from app.login.tables import (
     NO_TOKENS,
     ExchangeState,
@@ -47,7 +49,7 @@ from app.login.tables import (
 )
 from app.login.tokens import DatedGrant, UserTokens
 from app.toss.crypto import LoginFieldCipher
-from app.toss.errors import OutcomeUnknown, TossError, TossRejected, Unintelligible
+from app.toss.errors import NotSent, OutcomeUnknown, TossError, TossRejected, Unintelligible
 from app.toss.governor import Lane
 from app.toss.login import LoginApi, Profile
 from app.upstream import ASK_AGAIN
@@ -136,9 +138,7 @@ class LoginService:
             return await self._attempt(api, exchange, code, referrer)
         except TossError as error:
             ours = login_error(error)
-            await self._writes.commit(
-                partial(_settle_exchange, code_hash=code_hash, lease_id=lease_id, error=ours, now=self._clock())
-            )
+            await self._settle(exchange, ours)
             raise ours from error
 
     async def _turn(self, code_hash: str) -> tuple[LoginExchange, str | None]:
@@ -147,20 +147,20 @@ class LoginService:
         Raises: LoginRejected for a code that was settled before this call came; LoginInProgress.
         """
         arrived_at, has_waited = self._clock(), False
-        try:
-            async with asyncio.timeout(self._rules.patience.total_seconds()):
-                while True:
-                    exchange, lease_id = await self._claim(code_hash, since=arrived_at)
-                    if lease_id is not None:
-                        return exchange, lease_id
-                    if not has_waited and _was_spent(exchange, before=arrived_at):
-                        raise LoginRejected
-                    if _is_settled(exchange, since=arrived_at):
-                        return exchange, None
-                    has_waited = True
-                    await asyncio.sleep(POLL_INTERVAL)
-        except TimeoutError:
-            raise LoginInProgress(retry_after=ASK_AGAIN) from None
+        # Between the looks, not around them: a claim that is cut off may have taken the lease with it.
+        until = asyncio.get_running_loop().time() + self._rules.patience.total_seconds()
+        while True:
+            exchange, lease_id = await self._claim(code_hash, since=arrived_at)
+            if lease_id is not None:
+                return exchange, lease_id
+            if not has_waited and _was_spent(exchange, before=arrived_at):
+                raise LoginRejected
+            if _is_settled(exchange, since=arrived_at):
+                return exchange, None
+            if asyncio.get_running_loop().time() >= until:
+                raise LoginInProgress(retry_after=ASK_AGAIN)
+            has_waited = True
+            await asyncio.sleep(POLL_INTERVAL)
 
     async def log_in_anonymously(self, anon_key: str) -> LoggedIn:
         """That Toss issued the key does not prove whose it is: it serves as the bearer's secret, no more.
@@ -194,7 +194,9 @@ class LoginService:
         async with self._database.transaction() as session:
             known = await session.get_one(LoginExchange, code_hash)
             if not _is_settled(known, since=since):
-                leased = await take_exchange(session, code_hash, lease_id=lease_id, now=now, until=until)
+                leased = await take_exchange(
+                    session, code_hash, since=since, lease_id=lease_id, now=now, until=until
+                )
                 if leased is not None:
                     return leased, lease_id
         return known, None
@@ -203,7 +205,8 @@ class LoginService:
         """What another call has made of this code. Its tokens are not handed out twice: this is a new session."""
         if exchange.state == ExchangeState.DONE and exchange.user_id is not None:
             async with self._database.transaction() as session:
-                user = await session.get(User, exchange.user_id)
+                # Locked, lest the end of this link miss a session that begins at the same moment.
+                user = await session.get(User, exchange.user_id, with_for_update=True)
                 if user is not None and user.unlinked_at is None:
                     return LoggedIn(self.sessions.issue(session, user.user_id), user, self.profile_of(user))
         problem = REPEATABLE.get(exchange.problem or "", LoginRejected)
@@ -234,7 +237,19 @@ class LoginService:
                 setattr(user, column, value)
 
         key_hash = self._vault.hash("user_key", str(member.user_key))
-        return await self._link(UserKind.MEMBER, key_hash, fill, profile, done=exchange)
+        try:
+            return await self._link(UserKind.MEMBER, key_hash, fill, profile, done=exchange)
+        except StorageUnavailable as error:
+            # The tokens are kept: who comes next goes on from there, and need not wait for the lease to end.
+            await self._settle(exchange, error)
+            raise
+
+    async def _settle(self, exchange: LoginExchange, error: AppError) -> None:
+        """End an attempt that has failed; those who wait for it are told the same."""
+        code_hash, lease_id, now = exchange.code_hash, exchange.lease_id, self._clock()
+        await self._writes.commit(
+            partial(_settle_exchange, code_hash=code_hash, lease_id=lease_id, error=error, now=now)
+        )
 
     async def _link(
         self,
@@ -291,9 +306,6 @@ class LoginService:
 
     # --- Who is calling -----------------------------------------------------------------------------------
 
-    async def log_out(self, live: LiveSession) -> None:
-        await self.end_session(live.session.session_id, of=live.user.user_id)
-
     async def end_session(self, session_id: str, *, of: str) -> None:
         """Raises: SessionNotFound, also for somebody else's."""
         if not await self.sessions.end(session_id, user_id=of):
@@ -342,27 +354,31 @@ class LoginService:
         """
         if user.kind != UserKind.MEMBER or user.unlinked_at is not None:
             return
-        await self._note_unlink(user, wanted=user.unlink_wanted_at or self._clock(), sent=user.unlink_sent_at)
+        await self._note_unlink(user, unlink_wanted_at=user.unlink_wanted_at or self._clock())
         try:
             await self._unlink(user, lane=lane)
-        except TossError as error:
+        except (TossError, UnlinkNeedsLogin) as error:
             if not isinstance(error, OutcomeUnknown | Unintelligible):
-                await self._note_unlink(user, wanted=self._clock(), sent=user.unlink_sent_at)
-            raise other_error(error) from error
+                await self._note_unlink(user, unlink_wanted_at=self._clock())
+            raise other_error(error) if isinstance(error, TossError) else error from error
 
     async def _unlink(self, user: User, *, lane: Lane) -> None:
         api, tokens = self._toss()
         token = await tokens.access_token(user, lane=lane)
-        await self._note_unlink(user, wanted=user.unlink_wanted_at or self._clock(), sent=self._clock())
+        sent_at = self._clock()
+        await self._note_unlink(user, unlink_sent_at=sent_at)
         try:
             await self._ask_to_unlink(api, user, token, lane=lane)
-        except TossRejected as error:
+        except (NotSent, TossRejected) as error:
+            is_dead = isinstance(error, TossRejected) and is_dead_token(error)
             # An earlier call's answer was lost, and the token has died since: that call has come through.
             was_sent = user.unlink_sent_at is not None
-            if error.error_code in NO_LONGER_LINKED or (is_dead_token(error) and was_sent):
+            if isinstance(error, TossRejected) and (error.error_code in NO_LONGER_LINKED or (is_dead and was_sent)):
                 return
-            if is_dead_token(error):
-                await self._note_unlink(user, wanted=self._clock(), sent=None)
+            if not is_fault(error):
+                # This call has ended nothing. What another one has sent meanwhile stays noted.
+                await self._note_unlink(user, User.unlink_sent_at == sent_at, unlink_sent_at=user.unlink_sent_at)
+            if is_dead:
                 raise UnlinkNeedsLogin from error
             raise
 
@@ -385,12 +401,12 @@ class LoginService:
                     raise
         return await api.unlink_by_user_key(user_key, access_token=None, lane=lane)
 
-    async def _note_unlink(self, user: User, *, wanted: datetime, sent: datetime | None) -> None:
+    async def _note_unlink(self, user: User, *conditions: ColumnElement[bool], **values: datetime | None) -> None:
         async with self._database.transaction() as session:
             await session.execute(
                 update(User)
-                .where(User.user_id == user.user_id, User.link_version == user.link_version)
-                .values(unlink_wanted_at=wanted, unlink_sent_at=sent)
+                .where(User.user_id == user.user_id, User.link_version == user.link_version, *conditions)
+                .values(**values)
             )
 
     async def is_link_alive(self, user: User) -> bool:
@@ -417,13 +433,11 @@ class LoginService:
             raise other_error(error) from error
         return False
 
-    async def end_link(self, user: User, *, erases: bool) -> bool:
-        """End what we have of a link that is over: sessions, tokens, personal data; with `erases` the row as well.
+    async def end_link(self, user: User) -> bool:
+        """End what we have of a link that is over: sessions, tokens, personal data.
 
         False if there has been a login, or another end, since this row was read.
         """
-        if erases:
-            return await self.erase(user)
         now = self._clock()
         async with self._database.transaction() as session:
             ended = await session.scalar(
@@ -502,7 +516,9 @@ class LoginService:
                 .returning(LoginExchange.code_hash)
             )
             forgotten = len(codes.all())
-        return await self.sessions.purge(), forgotten
+        ended = await self.sessions.purge()
+        await self._database.forget()
+        return ended, forgotten
 
     # --- Shared -------------------------------------------------------------------------------------------
 
@@ -540,7 +556,7 @@ async def _keep_grant(session: AsyncSession, code_hash: str, grant: Any) -> None
 
 
 async def _settle_exchange(
-    session: AsyncSession, code_hash: str, lease_id: str, error: AppError, now: datetime
+    session: AsyncSession, code_hash: str, lease_id: str | None, error: AppError, now: datetime
 ) -> None:
     values: dict[str, object] = {
         "lease_id": None,

@@ -126,15 +126,19 @@ class LoginExchange(Base):
 
 
 async def take_exchange(
-    session: AsyncSession, code_hash: str, *, lease_id: str, now: datetime, until: datetime
+    session: AsyncSession, code_hash: str, *, since: datetime, lease_id: str, now: datetime, until: datetime
 ) -> LoginExchange | None:
-    """Claim the right to bring this code to an end. Of many callers, on all replicas, one gets it."""
+    """Claim the right to bring this code to an end. Of many callers, on all replicas, one gets it.
+
+    None too for who came, at `since`, before the last attempt ended: they are answered from that one.
+    """
     return await session.scalar(
         update(LoginExchange)
         .where(
             LoginExchange.code_hash == code_hash,
             LoginExchange.state.in_((ExchangeState.OPEN, ExchangeState.EXCHANGED)),
             (LoginExchange.lease_until.is_(None)) | (LoginExchange.lease_until <= now),
+            (LoginExchange.settled_at.is_(None)) | (LoginExchange.settled_at < since),
         )
         .values(lease_id=lease_id, lease_until=until, settled_at=None, problem=None, toss_code=None)
         .returning(LoginExchange)
