@@ -195,9 +195,14 @@ def _doctor(_options: argparse.Namespace) -> int:
 def _reconcile(_options: argparse.Namespace) -> int:
     settings = _settings()
     done = _run_on_tables(settings, reconcile)
+    cert, notices = done.cert, done.notices
     print(
-        f"leases settled: {done.leases_settled}, answers opened: {done.answers_opened}, "
-        f"identities erased: {done.identities_erased}, signatures erased: {done.signatures_erased}"
+        f"leases settled: {cert.leases_settled}, answers opened: {cert.answers_opened}, "
+        f"identities erased: {cert.identities_erased}, signatures erased: {cert.signatures_erased}"
+    )
+    print(
+        f"notices handled: {notices.handled}, notices left open: {notices.left_open}, "
+        f"notices erased: {notices.erased}"
     )
     return OK
 

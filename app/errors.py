@@ -98,6 +98,13 @@ class AddressNotAllowed(AppError):
     level = logging.WARNING
 
 
+class CallbackUnauthorized(AppError):
+    code = "callback_unauthorized"
+    status = 401
+    title = "The Authorization header is not the one that was set in the console"
+    level = logging.WARNING
+
+
 # --- A verification -----------------------------------------------------------------------------------------
 
 
@@ -168,6 +175,21 @@ class ResultOutcomeUnknown(AppError):
     title = "Toss's answer was lost; whether the read was used is unknown"
     level = logging.WARNING
     retryable = True
+
+
+# --- A callback's notice ------------------------------------------------------------------------------------
+
+
+class NoticeNotFound(AppError):
+    code = "notice_not_found"
+    status = 404
+    title = "There is no such notice"
+
+
+class NoticeNotReplayable(AppError):
+    code = "notice_not_replayable"
+    status = 409
+    title = "This notice cannot be handled: it is unreadable, a test, or merely kept"
 
 
 # --- What we depend on --------------------------------------------------------------------------------------

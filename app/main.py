@@ -7,6 +7,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 
+import app.callbacks.routes
 import app.cert.routes
 import app.health
 from app import problems
@@ -58,6 +59,8 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> FastAPI:
     application.include_router(app.health.router)
     application.include_router(app.cert.routes.mini_app)
     application.include_router(app.cert.routes.partner_server)
+    application.include_router(app.callbacks.routes.toss)
+    application.include_router(app.callbacks.routes.partner_server)
     return application
 
 

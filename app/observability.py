@@ -22,6 +22,7 @@ REQUEST_ID_HEADER = b"x-request-id"
 SECRET_FIELDS = frozenset(
     {
         "access_token",
+        "anon_key",
         "authorization",
         "authorization_code",
         "birthday",
@@ -30,6 +31,7 @@ SECRET_FIELDS = frozenset(
         "client_secret",
         "cookie",
         "di",
+        "email",
         "envelope",
         "gender",
         "headers",
@@ -42,9 +44,11 @@ SECRET_FIELDS = frozenset(
         "refresh_token",
         "secret",
         "session_key",
+        "session_token",
         "signature",
         "token",
         "user_birthday",
+        "user_key",
         "user_name",
         "user_phone",
         "verification_token",
@@ -59,7 +63,7 @@ SECRET_TEXTS = re.compile(
     r"|AES_(?:GCM|CBC)\$[A-Za-z0-9+/=$]*"  # an unwrapped session
     r"|eyJ[\w-]{8,}\.[\w-]+\.[\w-]*"  # JSON web tokens
     r"|(?i:bearer|basic)\s+[\w.~+/=-]+"
-    r"|(?:vt|sk)_[A-Za-z0-9_-]{20,}"  # our verification tokens and server keys
+    r"|(?:vt|sk|st)_[A-Za-z0-9_-]{20,}"  # our verification tokens, server keys and session tokens
     r"|MII[A-Za-z0-9+/=]{60,}"  # DER in Base64: signatures, certificates, keys
     r"|CI0110000[0-9A-Za-z+/=]*"
 )

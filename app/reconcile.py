@@ -1,7 +1,16 @@
 """Settles what a crash, a timeout or time itself left open: the same services, without HTTP."""
 
-from app.cert.service import Reconciled
+from dataclasses import dataclass
+
+import app.callbacks.inbox
+import app.cert.service
 from app.resources import Resources
+
+
+@dataclass(frozen=True)
+class Reconciled:
+    cert: app.cert.service.Reconciled
+    notices: app.callbacks.inbox.Reconciled
 
 
 async def reconcile(resources: Resources) -> Reconciled:
@@ -9,4 +18,4 @@ async def reconcile(resources: Resources) -> Reconciled:
 
     Raises: StorageUnavailable.
     """
-    return await resources.cert.reconcile()
+    return Reconciled(cert=await resources.cert.reconcile(), notices=await resources.inbox.reconcile())

@@ -5,7 +5,8 @@ from typing import Any
 
 from sqlalchemy import Column, Table, Text, func, select, type_coerce, update
 
-import app.cert.tables  # noqa: F401 - a table with sealed columns
+import app.callbacks.tables
+import app.cert.tables  # noqa: F401 - tables with sealed columns
 from app.database import Base, Database
 from app.vault import Place, Sealed, SealedColumn, UnsealError, Vault
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import structlog
 
+from app.callbacks.inbox import Handler, Inbox
+from app.callbacks.tables import CallbackName
 from app.cert.service import CertService, Checkpoint, Rules
 from app.database import Database
 from app.server_keys import ServerKeys
@@ -51,6 +53,7 @@ class Resources:
     partner_transport: MutualTransport | None
     """To the Apps-in-Toss partner API; None without a client certificate."""
     cert: CertService
+    inbox: Inbox
     server_keys: ServerKeys
 
 
@@ -122,6 +125,16 @@ async def open_resources(settings: Settings, *, clock: Clock = utc_now) -> Async
             checkpoint=pause_at(settings.fault.pause_at),
         )
         stack.push_async_callback(service.aclose)
+        handlers: dict[CallbackName, Handler] = {}
+        inbox = Inbox(
+            database=database,
+            vault=vault,
+            clock=clock,
+            handlers=handlers,
+            checkpoint=pause_at(settings.fault.pause_at),
+            retention=timedelta(days=settings.callbacks.retention_days),
+        )
+        stack.push_async_callback(inbox.aclose)
         yield Resources(
             settings=settings,
             clock=clock,
@@ -132,6 +145,7 @@ async def open_resources(settings: Settings, *, clock: Clock = utc_now) -> Async
             cert_tokens=endpoint,
             partner_transport=partner_transport,
             cert=service,
+            inbox=inbox,
             server_keys=ServerKeys(database=database, vault=vault, clock=clock),
         )
 
@@ -145,7 +159,7 @@ def open_vault(settings: VaultSettings) -> Vault:
 
 
 def pause_at(step: str | None) -> Checkpoint:
-    """Stop for good at one step of the result flow, so that a test can kill the process there."""
+    """Stop for good at one step of the result flow or of a callback, so that a test can kill the process there."""
     log = structlog.stdlib.get_logger("app.fault")
 
     async def checkpoint(reached: str) -> None:

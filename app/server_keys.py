@@ -23,6 +23,8 @@ class Scope(StrEnum):
     CERT_COMPARE = "cert:compare"
     CERT_EVIDENCE = "cert:evidence"
     CERT_ERASE = "cert:erase"
+    NOTICE_READ = "notice:read"
+    NOTICE_REPLAY = "notice:replay"
 
 
 class ServerKey(Base):

@@ -44,6 +44,8 @@ TOSS_CALLBACK_NETWORKS = tuple(
 """From where Toss calls (apps-in-toss reference 2.3): .11 and .80 to .87 of each place."""
 WIDEST_PROXY_NETWORK = {4: 8, 6: 16}
 """Shortest prefix by IP version that production takes for trusted proxies: 10.0.0.0/8, but not 0.0.0.0/0."""
+SHORTEST_CONSOLE_VALUE = 16
+"""Characters that production wants of a callback's Authorization value."""
 RESULT_WINDOW = timedelta(minutes=60)
 """Time for result calls after the user has finished (toss-cert reference 8)."""
 MAX_REQUEST_LIFE = timedelta(seconds=1800)
@@ -103,6 +105,13 @@ def _with_driver(url: SecretStr) -> SecretStr:
     return SecretStr(driver + separator + rest)
 
 
+def _console_value(value: SecretStr) -> SecretStr:
+    text = value.get_secret_value()
+    if text != text.strip() or not text.isprintable():
+        raise ValueError("must be printable, without blanks around it")
+    return value
+
+
 def _word_for_nothing(value: object) -> object:
     return None if value == "none" else value
 
@@ -121,6 +130,7 @@ Key = Annotated[SecretStr, AfterValidator(_aes_key)]
 Seconds = Annotated[timedelta, BeforeValidator(_number_is_seconds)]
 """A number of seconds (`10`, `0.5`) or ISO 8601 (`PT10S`)."""
 Duration = Annotated[Seconds, Field(gt=timedelta(0))]
+ConsoleValue = Annotated[SecretStr, AfterValidator(_console_value)]
 KeyId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")]
 
 
@@ -154,6 +164,16 @@ class NetworkSettings(Group):
     """Further browser origins, such as a developer's own."""
     accept_hosts: tuple[str, ...] = ()
     """Production talks to other hosts than those of toss.im only if they are confirmed here."""
+
+
+class CallbackSettings(Group):
+    """Toss's own calls, below `/callbacks/toss`. Without its value a callback's address does not exist."""
+
+    login_unlink_auth: ConsoleValue | None = None
+    """What stands in the console as Authorization of the login-unlink callback, as it was typed."""
+    consent_withdrawal_auth: ConsoleValue | None = None
+    retention_days: int = Field(90, ge=1)
+    """How long a notice is kept after it was handled; open ones stay."""
 
 
 class DatabaseSettings(Group):
@@ -271,6 +291,7 @@ class Settings(BaseSettings):
     server: ServerSettings = ServerSettings()
     logging: LoggingSettings = LoggingSettings()
     network: NetworkSettings = NetworkSettings()
+    callbacks: CallbackSettings = CallbackSettings()
     database: DatabaseSettings = DatabaseSettings()
     redis: RedisSettings = RedisSettings()
     vault: VaultSettings
@@ -379,6 +400,16 @@ class Settings(BaseSettings):
                     network.prefixlen < WIDEST_PROXY_NETWORK[network.version]
                     for network in self.network.trusted_proxies
                 ),
+            ),
+            *(
+                (
+                    f"BFF_CALLBACKS__{name}: has fewer than {SHORTEST_CONSOLE_VALUE} characters",
+                    value is not None and 0 < len(value.get_secret_value()) < SHORTEST_CONSOLE_VALUE,
+                )
+                for name, value in (
+                    ("LOGIN_UNLINK_AUTH", self.callbacks.login_unlink_auth),
+                    ("CONSENT_WITHDRAWAL_AUTH", self.callbacks.consent_withdrawal_auth),
+                )
             ),
             ("BFF_FAULT__PAUSE_AT: for tests of crashes only", self.fault.pause_at is not None),
         ]

@@ -197,4 +197,7 @@ async def test_reseal_and_reconcile_say_what_they_did(app_command, embedded, san
     assert without.returncode == FAILED
     assert "verification.identity: 0 resealed, 1 unreadable" in without.stdout
     assert settled.returncode == OK
-    assert settled.stdout == ("leases settled: 0, answers opened: 0, identities erased: 0, signatures erased: 0\n")
+    assert settled.stdout == (
+        "leases settled: 0, answers opened: 0, identities erased: 0, signatures erased: 0\n"
+        "notices handled: 0, notices left open: 0, notices erased: 0\n"
+    )

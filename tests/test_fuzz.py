@@ -9,6 +9,8 @@ import sys
 import pytest
 
 from app.server_keys import Scope
+from tests.callbacks.conftest import with_callbacks
+from tests.callbacks.toss import AUTHORIZED, VALUE, call, only_notice
 from tests.conftest import settings_for
 from tests.processes import serving
 from tests.scenarios import Bff
@@ -24,23 +26,28 @@ EXCLUDED = {
 
 @pytest.fixture
 def served(embedded, sandbox):
-    """A real server, one finished verification, and the credentials of both doors."""
-    settings = settings_for(embedded, sandbox)
+    """A real server, one finished verification, one notice, and the credentials of every door."""
+    settings = with_callbacks(settings_for(embedded, sandbox), consent_withdrawal_auth=VALUE)
 
     async def prepare():
         async with Bff.running(settings, sandbox) as bff:
-            return await bff.completed(), await bff.server_key(*Scope)
+            await call(bff)
+            return await bff.completed(), await only_notice(bff), await bff.server_key(*Scope)
 
-    verification, key = asyncio.run(prepare())
+    verification, notice, key = asyncio.run(prepare())
+    credentials = {"^/api": verification.headers, "^/server": key, "^/callbacks": AUTHORIZED, "z$": {}}
     with serving(settings) as server:
-        yield server.url, verification, {"^/api": verification.headers, "^/server": key, "z$": {}}
+        yield server.url, {"txId": verification.tx_id, "noticeId": notice.notice_id}, credentials
 
 
-@pytest.mark.parametrize("door", ["^/api", "^/server", "z$"], ids=["mini-app", "partner server", "health"])
-@pytest.mark.parametrize("is_known", [True, False], ids=["a known verification", "any verification"])
+@pytest.mark.parametrize(
+    "door", ["^/api", "^/server", "^/callbacks", "z$"], ids=["mini-app", "partner server", "callbacks", "health"]
+)
+@pytest.mark.parametrize("is_known", [True, False], ids=["what is known", "anything"])
 def test_whatever_comes_is_answered_as_documented(served, tmp_path, door, is_known):
-    url, verification, credentials = served
-    known = f'parameters = {{ "path.txId" = "{verification.tx_id}" }}\n' if is_known else ""
+    url, ids, credentials = served
+    parameters = ", ".join(f'"path.{name}" = "{value}"' for name, value in ids.items())
+    known = f"parameters = {{ {parameters} }}\n" if is_known else ""
     headers = "".join(f'{name} = "{value}"\n' for name, value in credentials[door].items())
     # Erasing the known verification would leave nothing to ask about.
     skipped = '[[operations]]\ninclude-name = "DELETE /server/v1/cert/requests/{txId}"\nenabled = false\n'

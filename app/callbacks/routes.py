@@ -1,0 +1,163 @@
+"""Callbacks over HTTP: the doors through which Toss calls, and the partner server's view of what came."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Request
+from starlette.requests import ClientDisconnect
+
+from app.callbacks.inbox import Arrival, Inbox
+from app.callbacks.schemas import (
+    MAX_USER_KEY,
+    NoticeBody,
+    NoticesBody,
+    NoticeWithContentBody,
+    ReceivedBody,
+    kept,
+    login_unlink_of_body,
+    login_unlink_of_query,
+)
+from app.callbacks.tables import CallbackName, NoticeState
+from app.deps import (
+    CONSENT_WITHDRAWAL_CALLER,
+    LOGIN_UNLINK_CALLER,
+    NO_STORE,
+    InboxDep,
+    NoticeReader,
+    NoticeReplayer,
+)
+from app.errors import (
+    AddressNotAllowed,
+    AppError,
+    CallbackUnauthorized,
+    InternalError,
+    InvalidRequest,
+    NotFound,
+    NoticeNotFound,
+    NoticeNotReplayable,
+    PayloadTooLarge,
+    ScopeMissing,
+    SealedDataUnreadable,
+    ServerKeyRequired,
+    StorageUnavailable,
+    UpstreamInvalid,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from app.problems import documented
+
+UUID = r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
+NoticeId = Annotated[str, Path(alias="noticeId", pattern=UUID)]
+
+ALWAYS: tuple[type[AppError], ...] = (InvalidRequest, PayloadTooLarge, StorageUnavailable, InternalError)
+FROM_TOSS = documented(*ALWAYS, AddressNotAllowed, CallbackUnauthorized, NotFound)
+PARTNER: tuple[type[AppError], ...] = (*ALWAYS, ServerKeyRequired, ScopeMissing)
+HANDLING: tuple[type[AppError], ...] = (UpstreamUnavailable, UpstreamTimeout, UpstreamInvalid)
+
+LOGIN_UNLINK_QUERY: dict[str, Any] = {
+    "parameters": [
+        {
+            "name": "userKey",
+            "in": "query",
+            "required": True,
+            "description": f"0 is the console's test; up to {MAX_USER_KEY}. `user_key` is understood too",
+            "schema": {"type": "string", "pattern": "^[0-9]{1,19}$"},
+        },
+        {
+            "name": "referrer",
+            "in": "query",
+            "description": "UNLINK, WITHDRAWAL_TERMS, WITHDRAWAL_TOSS, or a new one",
+            "schema": {},
+        },
+    ]
+}
+LOGIN_UNLINK_JSON: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "`userKey` (or `user_key`), a number or its decimal text, and `referrer`; more is ignored",
+        "content": {
+            "application/json": {
+                "schema": {"type": "object"},
+                "example": {"userKey": 443731103, "referrer": "UNLINK"},
+            }
+        },
+    }
+}
+ANYTHING: dict[str, Any] = {
+    "requestBody": {"description": "Not documented by Toss: kept as it comes", "content": {"*/*": {"schema": {}}}}
+}
+
+# Below what the allowlist guards (app.main).
+toss = APIRouter(
+    prefix="/callbacks/toss", tags=["Callbacks from Toss"], dependencies=[NO_STORE], responses=FROM_TOSS
+)
+partner_server = APIRouter(prefix="/server/v1/notices", tags=["Notices (partner server)"], dependencies=[NO_STORE])
+
+
+@toss.get("/login-unlink", dependencies=[LOGIN_UNLINK_CALLER], openapi_extra=LOGIN_UNLINK_QUERY)
+async def receive_login_unlink_in_query(request: Request, inbox: InboxDep) -> ReceivedBody:
+    """A user has cut the connection between Toss and the mini-app."""
+    return await _receive(inbox, login_unlink_of_query(_query(request)))
+
+
+@toss.post("/login-unlink", dependencies=[LOGIN_UNLINK_CALLER], openapi_extra=LOGIN_UNLINK_JSON)
+async def receive_login_unlink(request: Request, inbox: InboxDep) -> ReceivedBody:
+    """A user has cut the connection between Toss and the mini-app."""
+    return await _receive(inbox, login_unlink_of_body(_query(request), await _body(request)))
+
+
+@toss.get("/consent-withdrawal", dependencies=[CONSENT_WITHDRAWAL_CALLER])
+async def receive_consent_withdrawal_in_query(request: Request, inbox: InboxDep) -> ReceivedBody:
+    """Recorded for a person to read; nothing else is done."""
+    return await _receive(inbox, kept(CallbackName.CONSENT_WITHDRAWAL, _query(request), b""))
+
+
+@toss.post("/consent-withdrawal", dependencies=[CONSENT_WITHDRAWAL_CALLER], openapi_extra=ANYTHING)
+async def receive_consent_withdrawal(request: Request, inbox: InboxDep) -> ReceivedBody:
+    """Recorded for a person to read; nothing else is done."""
+    return await _receive(inbox, kept(CallbackName.CONSENT_WITHDRAWAL, _query(request), await _body(request)))
+
+
+async def _receive(inbox: Inbox, arrival: Arrival) -> ReceivedBody:
+    await inbox.receive(arrival)
+    if arrival.state is NoticeState.UNREADABLE:
+        raise InvalidRequest("has no readable userKey; it was recorded all the same")
+    return ReceivedBody()
+
+
+def _query(request: Request) -> bytes:
+    query: bytes = request.scope["query_string"]
+    return query
+
+
+async def _body(request: Request) -> bytes:
+    # Not FastAPI's parsing: that would come before the authorization and refuse what has to be recorded.
+    try:
+        return await request.body()
+    except ClientDisconnect:
+        raise InvalidRequest from None
+
+
+@partner_server.get("", responses=documented(*PARTNER))
+async def list_notices(
+    inbox: InboxDep,
+    _partner: NoticeReader,
+    state: NoticeState | None = None,
+    callback: CallbackName | None = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    before: Annotated[str | None, Query(pattern=UUID)] = None,
+) -> NoticesBody:
+    return NoticesBody.of(await inbox.list(state=state, callback=callback, limit=limit, before=before))
+
+
+@partner_server.get("/{noticeId}", responses=documented(*PARTNER, NoticeNotFound, SealedDataUnreadable))
+async def get_notice(notice_id: NoticeId, inbox: InboxDep, _partner: NoticeReader) -> NoticeWithContentBody:
+    return NoticeWithContentBody.with_content(*await inbox.get(notice_id))
+
+
+@partner_server.post(
+    "/{noticeId}/replay",
+    responses=documented(*PARTNER, *HANDLING, NoticeNotFound, NoticeNotReplayable, SealedDataUnreadable),
+)
+async def replay_notice(notice_id: NoticeId, inbox: InboxDep, partner: NoticeReplayer) -> NoticeBody:
+    """Handle it now, also if it has been handled before. After an error it is as it was."""
+    return NoticeBody.of(await inbox.replay(notice_id, key_id=partner.key_id))
