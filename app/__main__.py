@@ -195,14 +195,14 @@ def _doctor(_options: argparse.Namespace) -> int:
 def _reconcile(_options: argparse.Namespace) -> int:
     settings = _settings()
     done = _run_on_tables(settings, reconcile)
-    cert, inbox, departed = done.cert, done.inbox, done.departed
+    cert, notices, departed = done.cert, done.notices, done.departed
     print(
         f"leases settled: {cert.leases_settled}, answers opened: {cert.answers_opened}, "
         f"identities erased: {cert.identities_erased}, signatures erased: {cert.signatures_erased}"
     )
     print(
-        f"notices handled: {inbox.notices_handled}, left open: {inbox.notices_left_open}, "
-        f"deleted: {inbox.notices_deleted}"
+        f"notices handled: {notices.handled}, notices left open: {notices.left_open}, "
+        f"notices erased: {notices.erased}"
     )
     print(
         f"unlinks finished: {departed.unlinks_finished}, users erased: {departed.users_erased}, "

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 from fastapi import Depends, Request, Response
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import SecretStr
 from starlette.requests import HTTPConnection
 from typing_extensions import override
@@ -25,7 +25,7 @@ from app.login.service import LoginService
 from app.login.sessions import TOKEN_PREFIX, LiveSession
 from app.resources import Resources
 from app.server_keys import Scope
-from app.settings import Settings
+from app.settings import CallbackSettings, Settings
 
 
 def _resources(request: Request) -> Resources:
@@ -84,6 +84,12 @@ OWNERS_TOKEN = _Bearer(
 )
 SERVER_KEY = _Bearer(
     scheme_name="serverKey", description="A key made by `python -m app keys issue`", auto_error=False
+)
+CONSOLE_VALUE = APIKeyHeader(
+    name="Authorization",
+    scheme_name="consoleValue",
+    description="The callback's value in the console: as it is or in Base64, after Basic, Bearer or nothing",
+    auto_error=False,
 )
 
 
@@ -155,25 +161,25 @@ UserReader = Annotated[PartnerServer, Depends(_partner(Scope.USER_READ))]
 UserEraser = Annotated[PartnerServer, Depends(_partner(Scope.USER_ERASE))]
 
 
-def _guard(request: Request, configured: SecretStr | None) -> None:
-    """Before anything of the body is looked at."""
-    if configured is None:
-        raise NotFound
-    shown = [value for name, value in request.scope["headers"] if name == b"authorization"]
-    if not is_authentic(shown, configured.get_secret_value()):
-        raise CallbackUnauthorized
+def _from_toss(configured: Callable[[CallbackSettings], SecretStr | None]) -> Callable[..., None]:
+    """Who knows the value of this callback. A callback without one is not there at all."""
+
+    def check(
+        request: Request, settings: SettingsDep, _documented: Annotated[str | None, Depends(CONSOLE_VALUE)]
+    ) -> None:
+        value = configured(settings.callbacks)
+        if value is None or not value.get_secret_value():
+            raise NotFound
+        # As they came: Starlette reads headers as Latin-1, and knows only the first of several.
+        headers = [text for name, text in request.scope["headers"] if name == b"authorization"]
+        if not is_authentic(headers, value.get_secret_value()):
+            raise CallbackUnauthorized
+
+    return check
 
 
-def _login_unlink_guard(request: Request, settings: SettingsDep) -> None:
-    _guard(request, settings.callbacks.login_unlink_auth)
-
-
-def _consent_withdrawal_guard(request: Request, settings: SettingsDep) -> None:
-    _guard(request, settings.callbacks.consent_withdrawal_auth)
-
-
-LoginUnlinkGuard = Annotated[None, Depends(_login_unlink_guard)]
-ConsentWithdrawalGuard = Annotated[None, Depends(_consent_withdrawal_guard)]
+LOGIN_UNLINK_CALLER = Depends(_from_toss(lambda callbacks: callbacks.login_unlink_auth))
+CONSENT_WITHDRAWAL_CALLER = Depends(_from_toss(lambda callbacks: callbacks.consent_withdrawal_auth))
 
 
 def _no_store(response: Response) -> None:

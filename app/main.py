@@ -89,7 +89,7 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> FastAPI:
         app.cert.routes.partner_server,
         app.login.routes.partner_server,
         app.callbacks.routes.partner_server,
-        app.callbacks.routes.callbacks,
+        app.callbacks.routes.toss,
     ):
         application.include_router(other, responses=timed)
     return application

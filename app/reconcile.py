@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from app.callbacks.inbox import InboxReconciled
+from app.callbacks.inbox import Reconciled as InboxReconciled
 from app.cert.service import Reconciled as CertReconciled
 from app.departure import Departed
 from app.resources import Resources
@@ -11,7 +11,7 @@ from app.resources import Resources
 @dataclass(frozen=True)
 class Reconciled:
     cert: CertReconciled
-    inbox: InboxReconciled
+    notices: InboxReconciled
     departed: Departed
     sessions_ended: int
     codes_forgotten: int
@@ -23,7 +23,7 @@ async def reconcile(resources: Resources) -> Reconciled:
     Raises: StorageUnavailable.
     """
     cert = await resources.cert.reconcile()
-    inbox = await resources.inbox.reconcile()
+    notices = await resources.inbox.reconcile()
     departed = await resources.departure.reconcile()
     sessions_ended, codes_forgotten = await resources.login.purge()
-    return Reconciled(cert, inbox, departed, sessions_ended, codes_forgotten)
+    return Reconciled(cert, notices, departed, sessions_ended, codes_forgotten)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import structlog
 
-from app.callbacks.inbox import Inbox
+from app.callbacks.inbox import Inbox, unlinking
 from app.callbacks.tables import CallbackName
 from app.cert.service import CertService, Checkpoint, Rules
 from app.database import Database, LateWrites
@@ -189,12 +189,10 @@ async def open_resources(
             database=database,
             vault=vault,
             clock=clock,
-            handlers={
-                CallbackName.LOGIN_UNLINK: lambda said: departure.by_notice(said["userKey"], said["referrer"])
-            },
+            handlers={CallbackName.LOGIN_UNLINK: unlinking(departure.by_notice)},
             retention=timedelta(days=settings.callbacks.retention_days),
             checkpoint=checkpoint,
-            counted=lambda callback, outcome: metrics.callback_received(callback=callback, outcome=outcome),
+            count=lambda what, callback: metrics.callback_received(callback=callback, outcome=what),
         )
         stack.push_async_callback(inbox.aclose)
         yield Resources(

@@ -112,6 +112,13 @@ def _with_driver(url: SecretStr) -> SecretStr:
     return SecretStr(driver + separator + rest)
 
 
+def _console_value(value: SecretStr) -> SecretStr:
+    text = value.get_secret_value()
+    if text != text.strip() or not text.isprintable():
+        raise ValueError("must be printable, without blanks around it")
+    return value
+
+
 def _word_for_nothing(value: object) -> object:
     return None if value == "none" else value
 
@@ -143,6 +150,7 @@ Seconds = Annotated[timedelta, BeforeValidator(_number_is_seconds)]
 Duration = Annotated[Seconds, Field(gt=timedelta(0))]
 Instant = Annotated[datetime, BeforeValidator(_aware_instant)]
 CallbackName = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,40}$")]
+ConsoleValue = Annotated[SecretStr, AfterValidator(_console_value)]
 KeyId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")]
 
 
@@ -189,10 +197,11 @@ class NetworkSettings(Group):
 class CallbackSettings(Group):
     """The Authorization values that are set in the console. A callback without one does not exist (404)."""
 
-    login_unlink_auth: SecretStr | None = None
-    consent_withdrawal_auth: SecretStr | None = None
+    login_unlink_auth: ConsoleValue | None = None
+    """As it was typed into the console."""
+    consent_withdrawal_auth: ConsoleValue | None = None
     retention_days: int = Field(90, ge=1)
-    """Of notices that have been handled, or only kept."""
+    """How long a notice is kept after it was handled; open ones stay."""
 
 
 class LimitSettings(Group):

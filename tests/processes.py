@@ -5,11 +5,12 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,11 @@ def _text(value: Any) -> str:
 class Server:
     """One process. Its log is read as it comes, so that it never waits for a reader."""
 
+    COMMAND: tuple[str, ...] = (sys.executable, "-m", "app", "serve")
+
     def __init__(self, settings: Settings, **environment: str) -> None:
         port = free_port()
+        self._address = ("127.0.0.1", port)
         self.url = f"http://127.0.0.1:{port}"
         own = settings.model_copy(
             update={
@@ -63,7 +67,7 @@ class Server:
             }
         )
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "app", "serve"],
+            self.COMMAND,
             cwd=ROOT,
             env=environment_of(own) | environment,
             stdin=subprocess.DEVNULL,
@@ -99,6 +103,13 @@ class Server:
             self._news.wait_for(lambda: has_said() or self._has_ended, PATIENCE)
             assert has_said(), f"did not say {text!r}: {''.join(self.log)}"
 
+    def wait_until_listening(self) -> None:
+        """uvicorn listens a moment after it says that it has started, and does not say so."""
+        self.wait_for("Application startup complete")
+        while not self._has_ended:
+            with suppress(ConnectionRefusedError), socket.create_connection(self._address, PATIENCE):
+                return
+
     async def says(self, text: str) -> None:
         await asyncio.to_thread(self.wait_for, text)
 
@@ -117,7 +128,7 @@ class Server:
 def serving(settings: Settings, **environment: str) -> Iterator[Server]:
     server = Server(settings, **environment)
     try:
-        server.wait_for("Application startup complete")
+        server.wait_until_listening()
         yield server
     finally:
         server.kill()

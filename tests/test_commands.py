@@ -199,6 +199,6 @@ async def test_reseal_and_reconcile_say_what_they_did(app_command, embedded, san
     assert settled.returncode == OK
     assert settled.stdout == (
         "leases settled: 0, answers opened: 0, identities erased: 0, signatures erased: 0\n"
-        "notices handled: 0, left open: 0, deleted: 0\n"
+        "notices handled: 0, notices left open: 0, notices erased: 0\n"
         "unlinks finished: 0, users erased: 0, sessions ended: 0, codes forgotten: 0\n"
     )

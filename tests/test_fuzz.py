@@ -9,6 +9,8 @@ import sys
 import pytest
 
 from app.server_keys import Scope
+from tests.callbacks.conftest import with_callbacks
+from tests.callbacks.toss import AUTHORIZED, VALUE, call, only_notice
 from tests.conftest import settings_for
 from tests.processes import serving
 from tests.scenarios import Bff
@@ -24,29 +26,30 @@ EXCLUDED = {
 
 @pytest.fixture
 def served(embedded, sandbox):
-    """A real server, one finished verification, and the credentials of both doors."""
-    settings = settings_for(embedded, sandbox)
-    wide = type(settings.limits)(
-        per_minute=1_000_000, starts_per_minute=1_000_000
-    )  # it is one caller, and asks a lot
-    settings = settings.model_copy(update={"limits": wide})
+    """A real server, one finished verification, one notice, and the credentials of every door."""
+    settings = with_callbacks(settings_for(embedded, sandbox), consent_withdrawal_auth=VALUE)
 
     async def prepare():
         async with Bff.running(settings, sandbox) as bff:
-            return await bff.completed(), await bff.server_key(*Scope)
+            await call(bff)
+            return await bff.completed(), await only_notice(bff), await bff.server_key(*Scope)
 
-    verification, key = asyncio.run(prepare())
+    verification, notice, key = asyncio.run(prepare())
+    credentials = {"^/api": verification.headers, "^/server": key, "^/callbacks": AUTHORIZED, "(z|metrics)$": {}}
     with serving(settings) as server:
-        yield server.url, verification, {"^/api": verification.headers, "^/server": key, "(z|metrics)$": {}}
+        yield server.url, {"txId": verification.tx_id, "noticeId": notice.notice_id}, credentials
 
 
 @pytest.mark.parametrize(
-    "door", ["^/api", "^/server", "(z|metrics)$"], ids=["mini-app", "partner server", "health"]
+    "door",
+    ["^/api", "^/server", "^/callbacks", "(z|metrics)$"],
+    ids=["mini-app", "partner server", "callbacks", "health"],
 )
-@pytest.mark.parametrize("is_known", [True, False], ids=["a known verification", "any verification"])
+@pytest.mark.parametrize("is_known", [True, False], ids=["what is known", "anything"])
 def test_whatever_comes_is_answered_as_documented(served, tmp_path, door, is_known):
-    url, verification, credentials = served
-    known = f'parameters = {{ "path.txId" = "{verification.tx_id}" }}\n' if is_known else ""
+    url, ids, credentials = served
+    parameters = ", ".join(f'"path.{name}" = "{value}"' for name, value in ids.items())
+    known = f"parameters = {{ {parameters} }}\n" if is_known else ""
     headers = "".join(f'{name} = "{value}"\n' for name, value in credentials[door].items())
     # Erasing the known verification would leave nothing to ask about.
     skipped = '[[operations]]\ninclude-name = "DELETE /server/v1/cert/requests/{txId}"\nenabled = false\n'

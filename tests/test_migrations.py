@@ -10,6 +10,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import inspect, text
 from sqlalchemy.exc import DBAPIError
 
+import app.callbacks.tables
 import app.cert.tables
 import app.server_keys  # noqa: F401 - for its table
 from app.database import Base, Database, alembic_config

@@ -80,9 +80,12 @@ def test_what_a_leak_would_be_named_by_design_is_among_the_secret_fields():
     """Written from the guarantee, not from the code: CI, names, phones, birthdays, tokens, codes, signatures."""
     named = {"ci", "di", "name", "phone", "birthday", "token", "access_token", "authorization", "signature"}
     assert named | {"session_key", "client_secret", "secret", "password", "body", "envelope"} <= SECRET_FIELDS
+    assert {"user_key", "anon_key", "session_token", "email"} <= SECRET_FIELDS
 
 
-@pytest.mark.parametrize("field", ["userName", "accessToken", "sessionKey", "clientSecret", "verificationToken"])
+@pytest.mark.parametrize(
+    "field", ["userName", "accessToken", "sessionKey", "clientSecret", "verificationToken", "userKey"]
+)
 def test_wire_names_of_secret_fields_are_redacted_too(log, field):
     EVENTS.info("answer", answer={field: "V4lue"})
     assert "V4lue" not in log.text
@@ -112,6 +115,7 @@ SECRETS = {
     "basic": "Basic dXNlcjpwYXNz",
     "verification token": "vt_" + "aB-_3" * 8,
     "server key": "sk_" + "aB-_3" * 8,
+    "session token": "st_" + "aB-_3" * 8,
     "signature": "MII" + "aB3+/" * 20 + "==",
     "ci of the test person": "CI0110000000001" + "x" * 70,
 }

@@ -94,6 +94,8 @@ def test_settings_do_not_change(environment):
         ("BFF_SERVER__DOCS_ENABLED", "", lambda s: not s.serves_docs),
         ("BFF_REDIS__URL", "", lambda s: s.redis.url is None),
         ("BFF_CERT__EXPIRE_SECONDS", "", lambda s: s.cert.expire_seconds is None),
+        ("BFF_CALLBACKS__LOGIN_UNLINK_AUTH", "", lambda s: s.callbacks.login_unlink_auth is None),
+        ("BFF_CALLBACKS__RETENTION_DAYS", "7", lambda s: s.callbacks.retention_days == 7),
         ("BFF_CERT__EXPIRE_SECONDS", "60", lambda s: s.cert.expire_seconds == 60),
         ("BFF_CERT__CA_FILE", "", lambda s: s.cert.ca_file is None),
         ("BFF_CERT__SIGNATURE_POLICY_OID", "none", lambda s: s.cert.signature_policy_oid is None),
@@ -148,6 +150,9 @@ def test_variables_are_read_as_text(environment, name, text, read):
         ("BFF_CERT__DISCLOSED_FIELDS", '["ci"]'),
         ("BFF_CERT__DISCLOSED_FIELDS", '["di"]'),
         ("BFF_CERT__RETENTION_DAYS", "0"),
+        ("BFF_CALLBACKS__RETENTION_DAYS", "0"),
+        ("BFF_CALLBACKS__LOGIN_UNLINK_AUTH", " with-blanks-around "),
+        ("BFF_CALLBACKS__LOGIN_UNLINK_AUTH", "with-a\nline-break"),
     ],
 )
 def test_a_value_that_does_not_fit_is_named_by_its_variable(environment, name, text):
@@ -381,6 +386,10 @@ PRODUCTION_FAULTS = {
         "BFF_NETWORK__CALLBACK_EXCEPTIONS": json.dumps({"login-unlink": LATE})
     },
     "BFF_NETWORK__METRICS_ALLOWLIST: admits everybody": {"BFF_NETWORK__METRICS_ALLOWLIST": '["::/0"]'},
+    "BFF_CALLBACKS__LOGIN_UNLINK_AUTH: shorter than 16": {"BFF_CALLBACKS__LOGIN_UNLINK_AUTH": "fifteen-letters"},
+    "BFF_CALLBACKS__CONSENT_WITHDRAWAL_AUTH: shorter": {
+        "BFF_CALLBACKS__CONSENT_WITHDRAWAL_AUTH": "fifteen:letters"
+    },
     "BFF_FAULT__PAUSE_AT: for tests": {"BFF_FAULT__PAUSE_AT": "answer_kept"},
     "BFF_VAULT: the same key": {"BFF_VAULT__HASH_KEY": KEY},
 }

@@ -1,8 +1,8 @@
-"""The inbox: a callback is recorded before it is handled, and stays open until it has been (G9)."""
+"""The inbox: what Toss calls about is recorded once, then handed over until it is done (G9)."""
 
 import asyncio
 import json
-import uuid
+import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -10,36 +10,85 @@ from typing import Any
 
 import structlog
 from sqlalchemy import delete, func, select, update
-from sqlalchemy.exc import IntegrityError
+from typing_extensions import override
 
-from app.callbacks.tables import CallbackName, Notice, NoticeState
+from app.callbacks.tables import (
+    ERASED,
+    MAX_OUTCOME,
+    NOTHING_TO_DO,
+    CallbackName,
+    Notice,
+    NoticeState,
+    close,
+    forget,
+    new_notice_id,
+    place_of_content,
+    postpone,
+    record,
+)
 from app.database import Database
-from app.errors import AppError, InternalError, NoticeNotFound, NoticeNotReplayable, SealedDataUnreadable
+from app.errors import (
+    AppError,
+    InternalError,
+    NoticeNotFound,
+    NoticeNotReplayable,
+    SealedDataUnreadable,
+    StorageUnavailable,
+)
 from app.vault import UnsealError, Vault
 
-Content = Mapping[str, Any]
-Handler = Callable[[Content], Awaitable[str]]
-"""Answers an outcome in one word. Raises AppError when it cannot be decided now: the notice then stays open."""
+BATCH = 200
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
+"""Seconds between attempts to record a notice while the database is away."""
+CONSOLE_TEST = "CONSOLE_TEST"
+"""Outcome of the console's test, which names no user (apps-in-toss reference 14.1)."""
 
-GRACE = timedelta(seconds=10)
-"""For the process that has received a notice, before `reconcile` takes it up."""
-FIRST_REST, LONGEST_REST = timedelta(seconds=30), timedelta(hours=1)
-"""Between attempts, doubling."""
-PATIENCE_AT_END = 6.0
-"""Seconds for handling to end when the process ends. What does not is left open."""
-BATCH = 100
-FORGOTTEN = "ERASED"
-"""The outcome after which nothing about the person remains, here neither."""
-NOTHING_TO_DO = "NOT_LINKED"
-OVERTAKING = frozenset({"ENDED", NOTHING_TO_DO})
-"""Outcomes that a login under way may make wrong."""
+Content = Mapping[str, Any]
+Clock = Callable[[], datetime]
+Checkpoint = Callable[[str], Awaitable[None]]
+Handler = Callable[[Content], Awaitable[str]]
+"""Does what a notice's content asks for, any number of times with the same effect; answers with one word for what
+became of it. Raises: AppError when that cannot be decided now; the notice then stays open."""
+Count = Callable[[str, str], None]
+"""Counts a happening (recorded, merged, handled, failed) of a callback; for metrics."""
+
+
+def unlinking(unlink: Callable[[int, str], Awaitable[str]]) -> Handler:
+    """The handler of login-unlink: `unlink` gets the user_key and Toss's referrer, as it came or empty."""
+
+    async def handle(content: Content) -> str:
+        return await unlink(content["userKey"], content["referrer"])
+
+    return handle
 
 
 @dataclass(frozen=True)
-class InboxReconciled:
-    notices_handled: int
-    notices_left_open: int
-    notices_deleted: int
+class Arrival:
+    """An authentic callback as it was read."""
+
+    callback: CallbackName
+    content: dict[str, Any]
+    state: NoticeState = NoticeState.OPEN
+    outcome: str | None = None
+    user_key: int | None = None
+
+    @override
+    def __repr__(self) -> str:
+        return f"Arrival({self.callback}, {self.state})"
+
+
+@dataclass(frozen=True)
+class Page:
+    notices: Sequence[Notice]
+    next: str | None
+    """Where the next page begins; None at the end."""
+
+
+@dataclass(frozen=True)
+class Reconciled:
+    handled: int
+    left_open: int
+    erased: int
 
 
 class Inbox:
@@ -48,307 +97,350 @@ class Inbox:
         *,
         database: Database,
         vault: Vault,
-        clock: Callable[[], datetime],
+        clock: Clock,
         handlers: Mapping[CallbackName, Handler],
+        checkpoint: Checkpoint,
         retention: timedelta,
-        checkpoint: Callable[[str], Awaitable[None]],
-        counted: Callable[[str, str], None] = lambda _callback, _outcome: None,
-        senders_patience: timedelta = timedelta(seconds=1),
+        count: Count = lambda _what, _callback: None,
+        answer_within: timedelta = timedelta(seconds=1),
+        write_patience: timedelta = timedelta(seconds=6),
+        closing_patience: timedelta = timedelta(seconds=6),
     ) -> None:
-        """`counted` is told the callback and the outcome of every handling."""
+        """`handlers` is looked at when a notice is handled, so it may be filled later.
+
+        `answer_within`: how long Toss waits for a handler before it gets its answer all the same.
+        `write_patience`: how long it waits for the database; the write then goes on alone.
+        """
         self._database = database
         self._vault = vault
         self._clock = clock
         self._handlers = handlers
-        self._retention = retention
         self._checkpoint = checkpoint
-        self._counted = counted
-        self._senders_patience = senders_patience.total_seconds()
-        self._tasks: set[asyncio.Task[bool]] = set()
+        self._retention = retention
+        self._count = count
+        self._answer_within = answer_within
+        self._write_patience = write_patience
+        self._closing_patience = closing_patience
+        self._writing: set[asyncio.Task[Notice]] = set()
+        self._handling: dict[str, asyncio.Task[None]] = {}
         self._log = structlog.stdlib.get_logger("app.callbacks")
 
-    # --- Receiving ----------------------------------------------------------------------------------------
+    # --- Toss calls ---------------------------------------------------------------------------------------
 
-    async def receive(self, callback: CallbackName, content: Content, *, subject: str | None) -> None:
-        """Record what is to be handled, then handle it: the sender waits for a moment at most.
+    async def receive(self, arrival: Arrival) -> None:
+        """Record it, then let it be handled. When this returns, the notice is committed; nothing else is promised.
 
-        The same content that comes again while it is open is the same notice. Callbacks carry no id, and the same
-        can happen twice for real: what comes after it was handled is a new notice.
+        Whether Toss calls again after an error is not known (apps-in-toss reference 14.0), so while the database is
+        away the notice is kept in hand until it can be written.
 
-        Raises: StorageUnavailable, in which case nothing was recorded.
+        Raises: StorageUnavailable when Toss has waited long enough for that.
         """
-        notice = await self._record(callback, content, state=NoticeState.OPEN, subject=subject)
-        await self._checkpoint("notice_recorded")
-        if notice.deliveries > 1 and notice.next_attempt_at is not None and notice.next_attempt_at > self._clock():
-            return  # whoever handles it will see that it has come again
-        task = asyncio.create_task(self._handle_quietly(notice.notice_id))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        await asyncio.wait({task}, timeout=self._senders_patience)
-
-    async def keep(self, callback: CallbackName, content: Content, state: NoticeState, outcome: str | None) -> None:
-        """Record what is not to be handled."""
-        await self._record(callback, content, state=state, outcome=outcome)
-        self._counted(callback.value, outcome or state.value)
-
-    async def _record(
-        self,
-        callback: CallbackName,
-        content: Content,
-        *,
-        state: NoticeState,
-        subject: str | None = None,
-        outcome: str | None = None,
-    ) -> Notice:
-        now, text = self._clock(), json.dumps(content, sort_keys=True)
-        is_open = state is NoticeState.OPEN
-        open_key = self._vault.hash("notice", f"{callback}\x1f{text}") if is_open else None
-        notice = Notice(
-            notice_id=str(uuid.uuid4()),
-            callback=callback,
-            state=state,
-            outcome=outcome,
-            subject_hash=self._subject_hash(subject),
-            open_key=open_key,
-            deliveries=1,
-            attempts=0,
-            received_at=now,
-            last_received_at=now,
-            next_attempt_at=now + GRACE if is_open else None,
-            handled_at=None if is_open else now,
-        )
-        notice.content = self._vault.seal(text, notice.place_of("content"))
+        writing = asyncio.create_task(self._until_recorded(arrival))
+        self._writing.add(writing)
+        writing.add_done_callback(self._writing.discard)
         try:
-            async with self._database.transaction() as session:
-                known: Notice | None = await session.scalar(
-                    update(Notice)
-                    .where(Notice.open_key == open_key, Notice.open_key.is_not(None))
-                    .values(deliveries=Notice.deliveries + 1, last_received_at=now)
-                    .returning(Notice)
-                )
-                if known is None:
-                    session.add(notice)
-        except IntegrityError:
-            # The same came at the same moment, and has been recorded.
-            return await self._record(callback, content, state=state, subject=subject, outcome=outcome)
-        recorded = known or notice
+            async with asyncio.timeout(self._write_patience.total_seconds()):
+                recorded = await asyncio.shield(writing)
+        except TimeoutError:
+            raise StorageUnavailable from None
+        handling = self._handling.get(recorded.notice_id)
+        if handling is not None:
+            await asyncio.wait({handling}, timeout=self._answer_within.total_seconds())
+
+    async def _until_recorded(self, arrival: Arrival) -> Notice:
+        received_at, pause = self._clock(), FIRST_PAUSE
+        while True:
+            try:
+                recorded = await self.record(arrival, received_at=received_at)
+                break
+            except StorageUnavailable:
+                self._log.warning("notice_delayed", callback=arrival.callback)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, LONGEST_PAUSE)
+        await self._checkpoint("notice_recorded")
+        if recorded.state == NoticeState.OPEN:
+            self._start(recorded.notice_id)
+        return recorded
+
+    async def record(self, arrival: Arrival, *, received_at: datetime) -> Notice:
+        """Commit the notice, or one more delivery of an equal one that is still open. Handles nothing.
+
+        Raises: StorageUnavailable.
+        """
+        notice_id = new_notice_id(received_at)
+        content = json.dumps(arrival.content, sort_keys=True)
+        content_hash = self._vault.hash("notice_content", f"{arrival.callback}\x1f{content}")
+        is_open = arrival.state is NoticeState.OPEN
+        values = {
+            "notice_id": notice_id,
+            "callback": arrival.callback,
+            "state": arrival.state,
+            "outcome": arrival.outcome,
+            "content": self._vault.seal(content, place_of_content(notice_id)),
+            "subject_hash": self._subject_hash(arrival.user_key) if arrival.user_key is not None else None,
+            "content_hash": content_hash,
+            "open_key": f"{arrival.callback}:{content_hash}" if is_open else None,
+            "received_at": received_at,
+            "last_received_at": received_at,
+            "deliveries": 1,
+            "attempts": 0,
+            "next_attempt_at": received_at if is_open else None,
+            "handled_at": received_at if arrival.state is NoticeState.HANDLED else None,
+        }
+        async with self._database.transaction() as session:
+            recorded = await record(session, values, is_sqlite=self._database.is_sqlite)
+        self._count("recorded" if recorded.notice_id == notice_id else "merged", recorded.callback)
         self._log.info(
-            "notice_received", notice_id=recorded.notice_id, callback=callback.value, deliveries=recorded.deliveries
+            "notice_recorded",
+            notice_id=recorded.notice_id,
+            callback=recorded.callback,
+            state=recorded.state,
+            deliveries=recorded.deliveries,
         )
         return recorded
 
     # --- Handling -----------------------------------------------------------------------------------------
 
-    async def _handle(self, notice_id: str) -> Notice:
-        """Handle a notice until it is closed. Two replicas may do so at once: handlers may be repeated.
+    def _start(self, notice_id: str) -> None:
+        """Equal deliveries at once share one task here; what other replicas do is decided by `close`."""
+        if notice_id not in self._handling:
+            self._handling[notice_id] = asyncio.create_task(self._handle_here(notice_id))
 
-        Raises: AppError, after which the notice is open and has a time for the next attempt.
+    async def _handle_here(self, notice_id: str) -> None:
+        try:
+            await self._settle(notice_id)
+        finally:
+            del self._handling[notice_id]
+
+    async def _settle(self, notice_id: str) -> bool:
+        """Handle a notice; False if it stays open. A handler's text is not logged: it may show whom it is about."""
+        try:
+            notice = await self._handle(notice_id)
+        except AppError as error:
+            cause = type(error.__cause__).__name__ if error.__cause__ else None
+            level = max(error.level, logging.WARNING)
+            self._log.log(level, "notice_left_open", notice_id=notice_id, code=error.code, cause=cause)
+            return False
+        except Exception as error:  # noqa: BLE001 - one notice must not keep the others
+            self._log.error("notice_left_open", notice_id=notice_id, cause=type(error).__name__)
+            return False
+        return notice.state != NoticeState.OPEN
+
+    async def _handle(self, notice_id: str) -> Notice:
+        """Hand an open notice over until no further delivery has come meanwhile, and close it.
+
+        Raises: what the handler raises, StorageUnavailable; the notice is then still open.
         """
+        outcome = NOTHING_TO_DO
         while True:
-            notice = await self.get(notice_id)
-            handler = self._handlers.get(CallbackName(notice.callback))
+            notice = await self._get(notice_id)
+            handler = self._handler_of(notice)
             if notice.state != NoticeState.OPEN or handler is None:
                 return notice
-            try:
-                outcome = await handler(self.content_of(notice))
-            except AppError as error:
-                await self._postpone(notice, error.code)
-                raise
-            except Exception as error:  # noqa: BLE001 - whatever it is, the notice must not be lost
-                # A bug of ours. The text of an exception may show what it was given.
-                await self._postpone(notice, type(error).__name__)
-                raise InternalError from None
+            latest = await self._hand_over(notice, handler)
+            outcome = latest if latest != NOTHING_TO_DO else outcome
             await self._checkpoint("notice_handled")
-            closed = await self._close(notice, outcome)
+            async with self._database.transaction() as session:
+                closed = await close(session, notice, outcome=outcome, now=self._clock())
+                if closed is not None and outcome == ERASED:
+                    await forget(session, closed)
             if closed is not None:
-                self._log.info(
-                    "notice_handled", notice_id=notice_id, callback=notice.callback, outcome=closed.outcome
-                )
-                self._counted(notice.callback, outcome)
+                self._note_handled(closed)
                 return closed
 
-    async def _close(self, notice: Notice, outcome: str) -> Notice | None:
-        """None if the same has come again since: that one may be about something newer."""
-        async with self._database.transaction() as session:
-            closed: Notice | None = await session.scalar(
-                update(Notice)
-                .where(
-                    Notice.notice_id == notice.notice_id,
-                    Notice.state == NoticeState.OPEN,
-                    Notice.deliveries == notice.deliveries,
-                )
-                .values(
-                    state=NoticeState.HANDLED,
-                    outcome=outcome if outcome != NOTHING_TO_DO else func.coalesce(Notice.outcome, outcome),
-                    open_key=None,
-                    next_attempt_at=None,
-                    handled_at=self._clock(),
-                )
-                .returning(Notice)
-            )
-            if closed is None and outcome != NOTHING_TO_DO:
-                # Done all the same: the next look will find nothing to do, and that is not what should be told.
-                await session.execute(
-                    update(Notice)
-                    .where(
-                        Notice.notice_id == notice.notice_id,
-                        Notice.outcome.is_(None) | (Notice.outcome == NOTHING_TO_DO),
-                    )
-                    .values(outcome=outcome)
-                )
-            if closed is not None and closed.outcome == FORGOTTEN:
-                await session.execute(
-                    update(Notice)
-                    .where(Notice.subject_hash == closed.subject_hash, Notice.state != NoticeState.OPEN)
-                    .values(content=None, subject_hash=None)
-                )
-        return closed
-
-    async def _postpone(self, notice: Notice, why: str) -> None:
-        rest = min(FIRST_REST * 2 ** min(notice.attempts, 10), LONGEST_REST)
-        async with self._database.transaction() as session:
-            await session.execute(
-                update(Notice)
-                .where(Notice.notice_id == notice.notice_id, Notice.state == NoticeState.OPEN)
-                .values(attempts=Notice.attempts + 1, next_attempt_at=self._clock() + rest)
-            )
-        self._counted(notice.callback, "POSTPONED")
-        self._log.warning("notice_postponed", notice_id=notice.notice_id, callback=notice.callback, why=why)
-
-    async def _handle_quietly(self, notice_id: str) -> bool:
-        """Whether it is closed now. What goes wrong is in the log, and the notice stays open."""
+    async def _hand_over(self, notice: Notice, handler: Handler) -> str:
         try:
-            return (await self._handle(notice_id)).state != NoticeState.OPEN
-        except AppError as error:
-            self._log.warning("notice_left_open", notice_id=notice_id, code=error.code)
-            return False
+            return (await handler(self._content(notice)))[:MAX_OUTCOME]
+        except AppError:
+            await self._postpone(notice)
+            raise
+        except Exception as error:
+            await self._postpone(notice)
+            raise InternalError from error
 
-    async def recheck(self, subject: str, *, since: datetime) -> str | None:
-        """Handle once more what was received about somebody who was not there yet; the last outcome.
-
-        For whoever has just stored somebody: a notice may have overtaken the storing.
-        """
+    async def _postpone(self, notice: Notice) -> None:
+        self._count("failed", notice.callback)
         async with self._database.transaction() as session:
-            recent = await session.scalars(
-                update(Notice)
+            await postpone(session, notice, now=self._clock())
+
+    def _note_handled(self, notice: Notice) -> None:
+        self._count("handled", notice.callback)
+        self._log.info(
+            "notice_handled", notice_id=notice.notice_id, callback=notice.callback, outcome=notice.outcome
+        )
+
+    def _handler_of(self, notice: Notice) -> Handler | None:
+        return next((handler for name, handler in self._handlers.items() if name == notice.callback), None)
+
+    async def aclose(self) -> None:
+        """Give what is under way a last moment. A notice whose handling is cancelled stays open."""
+        try:
+            async with asyncio.timeout(self._closing_patience.total_seconds()):
+                while tasks := self._tasks():
+                    await asyncio.wait(tasks)
+        except TimeoutError:
+            late = self._tasks()
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+    def _tasks(self) -> set[asyncio.Task[Any]]:
+        return {*self._writing, *self._handling.values()}
+
+    # --- What a crash, a failure or time leaves to do ------------------------------------------------------
+
+    async def reconcile(self) -> Reconciled:
+        """Handle every open notice that is due, oldest first, and erase what is past its retention.
+
+        Raises: StorageUnavailable.
+        """
+        now = self._clock()
+        handled, left_open, last = 0, 0, ""
+        while batch := await self._due(now, after=last):
+            for last in batch:
+                is_handled = await self._settle(last)
+                handled += is_handled
+                left_open += not is_handled
+        return Reconciled(handled, left_open, await self._erase(now - self._retention))
+
+    async def _due(self, now: datetime, *, after: str) -> Sequence[str]:
+        async with self._database.transaction() as session:
+            due = await session.scalars(
+                select(Notice.notice_id)
                 .where(
-                    Notice.subject_hash == self._subject_hash(subject),
-                    Notice.received_at >= since,
-                    Notice.state == NoticeState.HANDLED,
-                    Notice.outcome.in_(OVERTAKING),
+                    Notice.state == NoticeState.OPEN,
+                    Notice.callback.in_(list(self._handlers)),
+                    Notice.next_attempt_at <= now,
+                    Notice.notice_id > after,
                 )
-                .values(state=NoticeState.OPEN, outcome=None, next_attempt_at=self._clock() + GRACE)
+                .order_by(Notice.notice_id)
+                .limit(BATCH)
+            )
+            return due.all()
+
+    async def _erase(self, before: datetime) -> int:
+        async with self._database.transaction() as session:
+            erased = await session.scalars(
+                delete(Notice)
+                .where(
+                    Notice.state != NoticeState.OPEN,
+                    func.coalesce(Notice.handled_at, Notice.last_received_at) < before,
+                )
                 .returning(Notice.notice_id)
             )
-            reopened = recent.all()
-        outcome = None
-        for notice_id in reopened:
-            await self._handle_quietly(notice_id)
-            outcome = (await self.get(notice_id)).outcome
-        return outcome
+            count = len(erased.all())
+        if count:
+            await self._database.forget()
+        return count
 
-    # --- What the partner's server may ask ----------------------------------------------------------------
+    async def recheck(self, user_key: int, *, since: datetime) -> None:
+        """Handle again what was said of this user from `since` on, whether or not it has been handled.
+
+        Closes a race: a notice that was handled just before a login was committed found nothing to end. Each
+        referrer is handed over once, in the order in which they came, because they ask for different things.
+
+        Raises: what the handler raises, StorageUnavailable.
+        """
+        handler = self._handlers.get(CallbackName.LOGIN_UNLINK)
+        if handler is None:
+            return
+        async with self._database.transaction() as session:
+            notices = await session.scalars(
+                select(Notice)
+                .where(
+                    Notice.callback == CallbackName.LOGIN_UNLINK,
+                    Notice.subject_hash == self._subject_hash(user_key),
+                    Notice.last_received_at >= since,
+                )
+                .order_by(Notice.last_received_at, Notice.notice_id)
+            )
+            found = notices.all()
+        for referrer in dict.fromkeys(self._referrer(notice) for notice in found):
+            await handler({"userKey": user_key, "referrer": referrer})
+
+    def _referrer(self, notice: Notice) -> str:
+        try:
+            return str(self._content(notice)["referrer"])
+        except SealedDataUnreadable:
+            return ""  # that the user has gone is known all the same
+
+    # --- The partner's server asks -------------------------------------------------------------------------
 
     async def list(
         self,
         *,
         state: NoticeState | None = None,
         callback: CallbackName | None = None,
-        before: str | None = None,
         limit: int,
-    ) -> Sequence[Notice]:
-        """Newest first. `before` is the id of the last one of the page before.
-
-        Raises: NoticeNotFound for an unknown `before`.
-        """
-        query = select(Notice).order_by(Notice.received_at.desc(), Notice.notice_id.desc()).limit(limit)
+        before: str | None = None,
+    ) -> Page:
+        """Newest first; `before` is the id at which the page before this one ended."""
+        query = select(Notice).order_by(Notice.notice_id.desc()).limit(limit + 1)
         if state is not None:
             query = query.where(Notice.state == state)
         if callback is not None:
             query = query.where(Notice.callback == callback)
         if before is not None:
-            last = await self.get(before)
-            query = query.where(
-                (Notice.received_at < last.received_at)
-                | ((Notice.received_at == last.received_at) & (Notice.notice_id < last.notice_id))
-            )
+            query = query.where(Notice.notice_id < before)
         async with self._database.transaction() as session:
-            return (await session.scalars(query)).all()
+            found = (await session.scalars(query)).all()
+        notices = found[:limit]
+        return Page(notices, next=notices[-1].notice_id if len(found) > limit else None)
 
-    async def get(self, notice_id: str) -> Notice:
-        """Raises: NoticeNotFound."""
+    async def get(self, notice_id: str) -> tuple[Notice, Content]:
+        """Raises: NoticeNotFound, SealedDataUnreadable."""
+        notice = await self._get(notice_id)
+        return notice, self._content(notice)
+
+    async def replay(self, notice_id: str, *, key_id: str | None = None) -> Notice:
+        """Hand a notice over now, also one that was handled; the caller waits. `key_id`: for whom, for the log.
+
+        Raises: NoticeNotFound, NoticeNotReplayable, SealedDataUnreadable, and what the handler raises; the notice
+        is then as open or as handled as before.
+        """
+        notice = await self._get(notice_id)
+        handler = self._handler_of(notice)
+        if notice.state not in (NoticeState.OPEN, NoticeState.HANDLED) or notice.outcome == CONSOLE_TEST:
+            raise NoticeNotReplayable
+        if notice.content is None:
+            raise NoticeNotReplayable("its content was erased with the user")
+        if handler is None:
+            raise NoticeNotReplayable("nothing handles this callback")
+        self._log.info("notice_replayed", notice_id=notice_id, callback=notice.callback, key_id=key_id)
+        if notice.state == NoticeState.OPEN:
+            return await self._handle(notice_id)
+        outcome = await self._hand_over(notice, handler)
+        async with self._database.transaction() as session:
+            again: Notice | None = await session.scalar(
+                update(Notice)
+                .where(Notice.notice_id == notice_id)
+                .values(outcome=outcome, attempts=Notice.attempts + 1, handled_at=self._clock())
+                .returning(Notice)
+            )
+            if again is not None and outcome == ERASED:
+                await forget(session, again)
+        if again is None:
+            raise NoticeNotFound  # its retention ended meanwhile
+        self._note_handled(again)
+        return again
+
+    # --- Shared ------------------------------------------------------------------------------------------
+
+    async def _get(self, notice_id: str) -> Notice:
         async with self._database.transaction() as session:
             notice = await session.get(Notice, notice_id)
         if notice is None:
             raise NoticeNotFound
         return notice
 
-    def content_of(self, notice: Notice) -> Content:
-        """Raises: SealedDataUnreadable."""
+    def _content(self, notice: Notice) -> Content:
         if notice.content is None:
             return {}
         try:
-            content: Content = json.loads(self._vault.open(notice.content, notice.place_of("content")))
+            content: Content = json.loads(self._vault.open(notice.content, place_of_content(notice.notice_id)))
         except UnsealError as error:
             raise SealedDataUnreadable from error
         return content
 
-    async def replay(self, notice_id: str) -> Notice:
-        """Handle it now, also if it was handled before.
-
-        Raises: NoticeNotFound, NoticeNotReplayable, and what the handler raises.
-        """
-        notice = await self.get(notice_id)
-        if notice.state not in (NoticeState.OPEN, NoticeState.HANDLED) or notice.content is None:
-            raise NoticeNotReplayable
-        if CallbackName(notice.callback) not in self._handlers:
-            raise NoticeNotReplayable("nothing handles this callback")
-        async with self._database.transaction() as session:
-            await session.execute(
-                update(Notice)
-                .where(Notice.notice_id == notice_id, Notice.state == NoticeState.HANDLED)
-                .values(state=NoticeState.OPEN, outcome=None, next_attempt_at=self._clock() + GRACE)
-            )
-        return await self._handle(notice_id)
-
-    # --- What a crash or time leaves to do ----------------------------------------------------------------
-
-    async def reconcile(self) -> InboxReconciled:
-        """Handle what is open and due, and delete what is past its retention."""
-        now = self._clock()
-        handled = left = 0
-        last = ""
-        while True:
-            async with self._database.transaction() as session:
-                due = (
-                    await session.scalars(
-                        select(Notice.notice_id)
-                        .where(
-                            Notice.state == NoticeState.OPEN, Notice.next_attempt_at <= now, Notice.notice_id > last
-                        )
-                        .order_by(Notice.notice_id)
-                        .limit(BATCH)
-                    )
-                ).all()
-            if not due:
-                break
-            for last in due:
-                is_closed = await self._handle_quietly(last)
-                handled, left = handled + is_closed, left + (not is_closed)
-        async with self._database.transaction() as session:
-            deleted = await session.scalars(
-                delete(Notice)
-                .where(Notice.state != NoticeState.OPEN, Notice.last_received_at < now - self._retention)
-                .returning(Notice.notice_id)
-            )
-            count = len(deleted.all())
-        return InboxReconciled(handled, left, count)
-
-    async def aclose(self) -> None:
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=PATIENCE_AT_END)
-        for task in self._tasks:
-            task.cancel()
-
-    def _subject_hash(self, subject: str | None) -> str | None:
-        return None if subject is None else self._vault.hash("user_key", subject)
+    def _subject_hash(self, user_key: int) -> str:
+        return self._vault.hash("user_key", str(user_key))

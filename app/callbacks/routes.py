@@ -1,20 +1,26 @@
-"""The callbacks' door, and the notices on the partner-server door."""
+"""Callbacks over HTTP: the doors through which Toss calls, and the partner server's view of what came."""
 
-import json
-from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
+from starlette.requests import ClientDisconnect
 
-from app.callbacks.inbox import Inbox
-from app.callbacks.schemas import NoticeBody, NoticesBody, NoticeWithContentBody, ReceivedBody
+from app.callbacks.inbox import Arrival, Inbox
+from app.callbacks.schemas import (
+    NoticeBody,
+    NoticesBody,
+    NoticeWithContentBody,
+    ReceivedBody,
+    kept,
+    login_unlink_of_body,
+    login_unlink_of_query,
+)
 from app.callbacks.tables import CallbackName, NoticeState
-from app.callbacks.unlink import CONSOLE_TEST, Unlink
 from app.deps import (
+    CONSENT_WITHDRAWAL_CALLER,
+    LOGIN_UNLINK_CALLER,
     NO_STORE,
-    ConsentWithdrawalGuard,
     InboxDep,
-    LoginUnlinkGuard,
     NoticeReader,
     NoticeReplayer,
 )
@@ -30,92 +36,112 @@ from app.errors import (
     UpstreamRefused,
 )
 from app.problems import ALWAYS, PARTNER, UPSTREAM, documented
+from app.toss.login import MAX_USER_KEY
 
-MAX_KEPT = 16 * 1024
-"""Characters of a query that is kept as it came; bodies are limited before they get here."""
-CALLBACK = documented(*ALWAYS, NotFound, CallbackUnauthorized, AddressNotAllowed)
-UNLINK_QUERY: dict[str, Any] = {
+UUID = r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
+NoticeId = Annotated[str, Path(alias="noticeId", pattern=UUID)]
+
+FROM_TOSS = documented(*ALWAYS, AddressNotAllowed, CallbackUnauthorized, NotFound)
+
+LOGIN_UNLINK_QUERY: dict[str, Any] = {
     "parameters": [
-        {"name": "userKey", "in": "query", "schema": {"type": "integer", "format": "int64", "minimum": 0}},
-        {"name": "referrer", "in": "query", "schema": {"type": "string"}},
+        {
+            "name": "userKey",
+            "in": "query",
+            "required": True,
+            "description": f"0 is the console's test; up to {MAX_USER_KEY}. `user_key` is understood too",
+            "schema": {"type": "string", "pattern": "^[0-9]{1,19}$"},
+        },
+        {
+            "name": "referrer",
+            "in": "query",
+            "description": "UNLINK, WITHDRAWAL_TERMS, WITHDRAWAL_TOSS, or a new one",
+            "schema": {},
+        },
     ]
 }
-ANY_JSON: dict[str, Any] = {"requestBody": {"content": {"application/json": {"schema": {"type": "object"}}}}}
+LOGIN_UNLINK_JSON: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "`userKey` (or `user_key`), a number or its decimal text, and `referrer`; more is ignored",
+        "content": {
+            "application/json": {
+                "schema": {"type": "object"},
+                "example": {"userKey": 443731103, "referrer": "UNLINK"},
+            }
+        },
+    }
+}
+ANYTHING: dict[str, Any] = {
+    "requestBody": {"description": "Not documented by Toss: kept as it comes", "content": {"*/*": {"schema": {}}}}
+}
 
-NoticeId = Annotated[str, Path(alias="noticeId", pattern=r"^[0-9a-f-]{36}$")]
-
-callbacks = APIRouter(prefix="/callbacks/toss", tags=["Callbacks (Toss)"], dependencies=[NO_STORE])
+# Below what the allowlist guards (app.main).
+toss = APIRouter(
+    prefix="/callbacks/toss", tags=["Callbacks from Toss"], dependencies=[NO_STORE], responses=FROM_TOSS
+)
 partner_server = APIRouter(prefix="/server/v1/notices", tags=["Notices (partner server)"], dependencies=[NO_STORE])
 
 
-@callbacks.get("/login-unlink", responses=CALLBACK, openapi_extra=UNLINK_QUERY)
-async def login_unlinked_by_query(request: Request, inbox: InboxDep, _guard: LoginUnlinkGuard) -> ReceivedBody:
-    """A user has unlinked. Recorded before it is handled; 200 whatever came of it."""
-    return await _unlinked(request, inbox, dict(request.query_params))
+@toss.get("/login-unlink", dependencies=[LOGIN_UNLINK_CALLER], openapi_extra=LOGIN_UNLINK_QUERY)
+async def receive_login_unlink_in_query(request: Request, inbox: InboxDep) -> ReceivedBody:
+    """A user has cut the connection between Toss and the mini-app."""
+    return await _receive(inbox, login_unlink_of_query(_query(request)))
 
 
-@callbacks.post("/login-unlink", responses=CALLBACK, openapi_extra=ANY_JSON)
-async def login_unlinked(request: Request, inbox: InboxDep, _guard: LoginUnlinkGuard) -> ReceivedBody:
-    fields = None
-    with suppress(ValueError, RecursionError):
-        fields = json.loads(await request.body())
-    return await _unlinked(request, inbox, fields)
+@toss.post("/login-unlink", dependencies=[LOGIN_UNLINK_CALLER], openapi_extra=LOGIN_UNLINK_JSON)
+async def receive_login_unlink(request: Request, inbox: InboxDep) -> ReceivedBody:
+    """A user has cut the connection between Toss and the mini-app."""
+    return await _receive(inbox, login_unlink_of_body(_query(request), await _body(request)))
 
 
-async def _unlinked(request: Request, inbox: Inbox, fields: object) -> ReceivedBody:
-    name, unlink = CallbackName.LOGIN_UNLINK, Unlink.parse(fields)
-    if unlink is None:
-        await inbox.keep(name, await _as_it_came(request), NoticeState.UNREADABLE, None)
-        raise InvalidRequest("names no user")
-    content = {"userKey": unlink.user_key, "referrer": unlink.referrer}
-    if unlink.user_key == CONSOLE_TEST:
-        await inbox.keep(name, content, NoticeState.HANDLED, "CONSOLE_TEST")
-    else:
-        await inbox.receive(name, content, subject=str(unlink.user_key))
+@toss.get("/consent-withdrawal", dependencies=[CONSENT_WITHDRAWAL_CALLER])
+async def receive_consent_withdrawal_in_query(request: Request, inbox: InboxDep) -> ReceivedBody:
+    """Recorded for a person to read; nothing else is done."""
+    return await _receive(inbox, kept(CallbackName.CONSENT_WITHDRAWAL, _query(request), b""))
+
+
+@toss.post("/consent-withdrawal", dependencies=[CONSENT_WITHDRAWAL_CALLER], openapi_extra=ANYTHING)
+async def receive_consent_withdrawal(request: Request, inbox: InboxDep) -> ReceivedBody:
+    """Recorded for a person to read; nothing else is done."""
+    return await _receive(inbox, kept(CallbackName.CONSENT_WITHDRAWAL, _query(request), await _body(request)))
+
+
+async def _receive(inbox: Inbox, arrival: Arrival) -> ReceivedBody:
+    await inbox.receive(arrival)
+    if arrival.state is NoticeState.UNREADABLE:
+        raise InvalidRequest("has no readable userKey; it was recorded all the same")
     return ReceivedBody()
 
 
-@callbacks.get("/consent-withdrawal", responses=CALLBACK)
-async def consent_withdrawn_by_query(
-    request: Request, inbox: InboxDep, _guard: ConsentWithdrawalGuard
-) -> ReceivedBody:
-    """What this callback carries is not documented: it is kept, sealed, until somebody knows."""
-    await inbox.keep(CallbackName.CONSENT_WITHDRAWAL, await _as_it_came(request), NoticeState.KEPT, None)
-    return ReceivedBody()
+def _query(request: Request) -> bytes:
+    query: bytes = request.scope["query_string"]
+    return query
 
 
-@callbacks.post("/consent-withdrawal", responses=CALLBACK, openapi_extra=ANY_JSON)
-async def consent_withdrawn(request: Request, inbox: InboxDep, _guard: ConsentWithdrawalGuard) -> ReceivedBody:
-    await inbox.keep(CallbackName.CONSENT_WITHDRAWAL, await _as_it_came(request), NoticeState.KEPT, None)
-    return ReceivedBody()
+async def _body(request: Request) -> bytes:
+    # Not FastAPI's parsing: that would come before the authorization and refuse what has to be recorded.
+    try:
+        return await request.body()
+    except ClientDisconnect:
+        raise InvalidRequest from None
 
 
-async def _as_it_came(request: Request) -> dict[str, str]:
-    return {
-        "method": request.method,
-        "query": request.url.query[:MAX_KEPT],
-        "body": (await request.body()).decode("utf-8", "backslashreplace"),
-    }
-
-
-@partner_server.get("", responses=documented(*ALWAYS, *PARTNER, NoticeNotFound))
+@partner_server.get("", responses=documented(*ALWAYS, *PARTNER))
 async def list_notices(
     inbox: InboxDep,
     _partner: NoticeReader,
     state: NoticeState | None = None,
     callback: CallbackName | None = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    before: Annotated[str | None, Query(pattern=r"^[0-9a-f-]{36}$", description="The last id of a page")] = None,
+    before: Annotated[str | None, Query(pattern=UUID)] = None,
 ) -> NoticesBody:
-    """Newest first."""
-    notices = await inbox.list(state=state, callback=callback, before=before, limit=limit)
-    return NoticesBody(notices=[NoticeBody.of(notice) for notice in notices])
+    return NoticesBody.of(await inbox.list(state=state, callback=callback, limit=limit, before=before))
 
 
 @partner_server.get("/{noticeId}", responses=documented(*ALWAYS, *PARTNER, NoticeNotFound, SealedDataUnreadable))
 async def get_notice(notice_id: NoticeId, inbox: InboxDep, _partner: NoticeReader) -> NoticeWithContentBody:
-    notice = await inbox.get(notice_id)
-    return NoticeWithContentBody.of(notice, inbox.content_of(notice))
+    return NoticeWithContentBody.with_content(*await inbox.get(notice_id))
 
 
 @partner_server.post(
@@ -131,6 +157,6 @@ async def get_notice(notice_id: NoticeId, inbox: InboxDep, _partner: NoticeReade
         SealedDataUnreadable,
     ),
 )
-async def replay_notice(notice_id: NoticeId, inbox: InboxDep, _partner: NoticeReplayer) -> NoticeBody:
-    """Handle it now, also if it was handled before."""
-    return NoticeBody.of(await inbox.replay(notice_id))
+async def replay_notice(notice_id: NoticeId, inbox: InboxDep, partner: NoticeReplayer) -> NoticeBody:
+    """Handle it now, also if it has been handled before. After an error it is as it was."""
+    return NoticeBody.of(await inbox.replay(notice_id, key_id=partner.key_id))

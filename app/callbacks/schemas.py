@@ -1,13 +1,86 @@
-"""Callbacks and notices on our wire."""
+"""Callbacks on the wire: how Toss's are read, and what the partner's server sees of notices."""
 
+import json
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Self
+from urllib.parse import parse_qs
 
 from pydantic import Field
 
+from app.callbacks.inbox import CONSOLE_TEST, Arrival, Content, Page
 from app.callbacks.tables import CallbackName, Notice, NoticeState
+from app.toss.login import MAX_USER_KEY, whole_number
 from app.wire import Wire
+
+MAX_REFERRER = 64
+MAX_FIELDS = 50
+CONSOLE_USER_KEY = 0
+USER_KEY_SPELLINGS = ("userKey", "user_key")
+"""The second was seen by some receivers (apps-in-toss reference 14.1)."""
+
+
+# --- From Toss --------------------------------------------------------------------------------------------
+
+
+def login_unlink_of_query(query: bytes) -> Arrival:
+    """The GET form. Never fails: what cannot be read is kept as it came."""
+    try:
+        given = parse_qs(query.decode("latin-1"), keep_blank_values=True, max_num_fields=MAX_FIELDS)
+    except ValueError:
+        given = {}
+    # Of two different values neither is believed.
+    fields = {name: values[0] for name, values in given.items() if len(set(values)) == 1}
+    return _login_unlink(fields, query, b"")
+
+
+def login_unlink_of_body(query: bytes, body: bytes) -> Arrival:
+    """The POST form: JSON, whatever its Content-Type says. Never fails either."""
+    try:
+        fields = json.loads(body)
+    except (ValueError, RecursionError):
+        fields = None
+    return _login_unlink(fields if isinstance(fields, dict) else {}, query, body)
+
+
+def kept(callback: CallbackName, query: bytes, body: bytes) -> Arrival:
+    """A callback whose payload is not documented (apps-in-toss reference 13.4, 14.3)."""
+    return Arrival(callback, _as_it_came(query, body), state=NoticeState.KEPT)
+
+
+def _login_unlink(fields: Mapping[str, Any], query: bytes, body: bytes) -> Arrival:
+    callback = CallbackName.LOGIN_UNLINK
+    found = (_user_key(fields.get(spelling)) for spelling in USER_KEY_SPELLINGS)
+    user_key = next((number for number in found if number is not None), None)
+    if user_key is None:
+        return Arrival(callback, _as_it_came(query, body), state=NoticeState.UNREADABLE)
+    content = {"userKey": user_key, "referrer": _referrer(fields.get("referrer"))}
+    if user_key == CONSOLE_USER_KEY:
+        return Arrival(callback, content, state=NoticeState.HANDLED, outcome=CONSOLE_TEST)
+    return Arrival(callback, content, user_key=user_key)
+
+
+def _user_key(value: object) -> int | None:
+    """A number, or some receivers saw its decimal text (apps-in-toss reference 14.1)."""
+    number = whole_number(value)
+    return number if number is not None and 0 <= number <= MAX_USER_KEY else None
+
+
+def _referrer(value: object) -> str:
+    """Any text, because new ones may come; without one the user has gone all the same."""
+    text = value if isinstance(value, str) else ""
+    return text[:MAX_REFERRER].encode("utf-8", "replace").decode()  # JSON can smuggle in half a character
+
+
+def _as_it_came(query: bytes, body: bytes) -> dict[str, Any]:
+    return {"query": _legible(query), "body": _legible(body)}
+
+
+def _legible(raw: bytes) -> str:
+    return raw.decode("utf-8", "backslashreplace")
+
+
+# --- On our wire ------------------------------------------------------------------------------------------
 
 
 class ReceivedBody(Wire):
@@ -16,43 +89,39 @@ class ReceivedBody(Wire):
 
 class NoticeBody(Wire):
     notice_id: str
-    callback: CallbackName
-    state: NoticeState
-    outcome: str | None = Field(
-        description="Of a login-unlink: ENDED, ERASED, STALE (the user has linked again since), NOT_LINKED, "
-        "CONSOLE_TEST"
-    )
-    deliveries: int = Field(description="How often the same came while it was open")
-    attempts: int = Field(description="Failed ones")
+    callback: str
+    state: str
+    outcome: str | None = Field(description="What became of it; null while it is open")
     received_at: datetime
     last_received_at: datetime
-    next_attempt_at: datetime | None
+    deliveries: int = Field(description="How often it arrived while it was open")
+    attempts: int = Field(description="To handle it, failed and successful")
+    next_attempt_at: datetime | None = Field(description="Of an open one: from when on `reconcile` handles it")
     handled_at: datetime | None
 
     @classmethod
     def of(cls, notice: Notice) -> Self:
-        return cls(
-            notice_id=notice.notice_id,
-            callback=CallbackName(notice.callback),
-            state=NoticeState(notice.state),
-            outcome=notice.outcome,
-            deliveries=notice.deliveries,
-            attempts=notice.attempts,
-            received_at=notice.received_at,
-            last_received_at=notice.last_received_at,
-            next_attempt_at=notice.next_attempt_at,
-            handled_at=notice.handled_at,
-        )
+        return cls(**_shown(notice))
+
+
+class NoticeWithContentBody(NoticeBody):
+    content: dict[str, Any] = Field(
+        description="As it was read (login-unlink: `userKey`, `referrer`), or the raw `query` and `body`"
+    )
+
+    @classmethod
+    def with_content(cls, notice: Notice, content: Content) -> Self:
+        return cls(**_shown(notice), content=dict(content))
 
 
 class NoticesBody(Wire):
-    notices: list[NoticeBody]
-
-
-class NoticeWithContentBody(Wire):
-    notice: NoticeBody
-    content: dict[str, Any] = Field(description="What was understood, or, if nothing was, what came")
+    notices: list[NoticeBody] = Field(description="Newest first, without content")
+    next: str | None = Field(description="`before` of the next page; null at the end")
 
     @classmethod
-    def of(cls, notice: Notice, content: Mapping[str, Any]) -> Self:
-        return cls(notice=NoticeBody.of(notice), content=dict(content))
+    def of(cls, page: Page) -> Self:
+        return cls(notices=[NoticeBody.of(notice) for notice in page.notices], next=page.next)
+
+
+def _shown(notice: Notice) -> dict[str, Any]:
+    return {name: getattr(notice, name) for name in NoticeBody.model_fields}

@@ -5,7 +5,6 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Response
 
-from app.departure import NoticeOutcome
 from app.deps import (
     NO_STORE,
     CertDep,
@@ -80,9 +79,11 @@ def _logged_in(login: LoginService, settings: Settings, logged_in: LoggedIn) -> 
 async def log_in(body: LoginRequest, login: LoginDep, inbox: InboxDep, settings: SettingsDep) -> LoggedInBody:
     """Exchange what `appLogin()` gave for a session with us. The code serves once."""
     logged_in = await login.log_in(body.authorization_code, body.referrer)
-    user_key, since = login.user_key_of(logged_in.user), logged_in.issued.session.created_at - OVERTAKEN_SINCE
-    if await inbox.recheck(str(user_key), since=since) in (NoticeOutcome.ENDED, NoticeOutcome.ERASED):
-        raise LoginRejected("the user has unlinked meanwhile")
+    user_key = login.user_key_of(logged_in.user)
+    if user_key is not None:
+        await inbox.recheck(user_key, since=logged_in.issued.session.created_at - OVERTAKEN_SINCE)
+        if await login.sessions.verify(logged_in.issued.token) is None:
+            raise LoginRejected("the user has unlinked meanwhile")
     return _logged_in(login, settings, logged_in)
 
 

@@ -34,7 +34,7 @@ _ANON_KEY = re.compile(r"[\x21-\x7e]{1,512}")  # 64 characters are said to suffi
 
 def whole_number(value: object) -> int | None:
     """A number that may have been written as text; None for anything else. True is no number."""
-    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,19}", value.strip()):
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,19}", value):
         return int(value)
     if isinstance(value, float) and value.is_integer() and abs(value) < FIRST_INEXACT:
         return int(value)
