@@ -72,11 +72,20 @@ def sandbox_server(tmp_path_factory, vectors) -> Iterator[SandboxServer]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def handed_out() -> set[str]:
+    """Every code, token, key and userKey that Toss has given out during the run, for tests/test_leaks.py."""
+    return set()
+
+
 @pytest.fixture
-def sandbox(sandbox_server) -> Iterator[SandboxServer]:
+def sandbox(sandbox_server, handed_out) -> Iterator[SandboxServer]:
     sandbox_server.state.reset()
     yield sandbox_server
     sandbox_server.state.release()
+    toss = sandbox_server.state.mini_apps
+    handed_out.update(toss._codes, toss._access, toss._refresh, toss._anon_keys)
+    handed_out.update(str(link.user_key) for link in toss._links.values())
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ the servers that tests start write there too. This test runs last and searches i
 import re
 from pathlib import Path
 
+from sandbox.miniapps import DEFAULT_APP, MiniApp
 from sandbox.personas import personas
 from sandbox.state import TEST_CLIENT_SECRET
 from tests.conftest import HASH_KEY, VAULT_KEY
@@ -24,19 +25,39 @@ FORMS = re.compile(
 )
 
 
+WORD = re.compile(r"[\w-]{9,}")
+"""What Toss hands out is one: codes, tokens, anonymous keys, and userKeys, which look like any other number."""
+
+
 def secrets() -> set[str]:
     people = personas().values()
-    of_people = {value for one in people for value in (one.ci, one.di, one.name, one.birthday, one.uid)}
-    return of_people | {TEST_CLIENT_SECRET, HASH_KEY, VAULT_KEY, "01012345678"}
+    of_people = {
+        value
+        for one in people
+        for value in (one.ci, one.di, one.name, one.birthday, one.uid, one.phone, one.email)
+        if value is not None
+    }
+    app = MiniApp(name=DEFAULT_APP)
+    keys = {app.decryption_key, app.second_decryption_key}
+    return of_people | keys | {TEST_CLIENT_SECRET, HASH_KEY, VAULT_KEY, "01012345678"}
 
 
-def test_the_whole_run_has_logged_nothing_secret(request):
+def test_the_whole_run_has_logged_nothing_secret(request, handed_out):
     log = Path(request.config.option.log_file)
     lines = [line for line in log.read_text("utf-8").splitlines() if not line.startswith(PROBES)]
     assert any("verification_result_stored" in line for line in lines) or request.session.testscollected < MANY
     known = secrets()
-    leaks = [line for line in lines if FORMS.search(line) or any(secret in line for secret in known)]
+    leaks = [
+        line
+        for line in lines
+        if FORMS.search(line)
+        or any(secret in line for secret in known)
+        or not handed_out.isdisjoint(WORD.findall(line))
+    ]
     assert leaks == []
+    if request.session.testscollected >= MANY:
+        assert any("logged_in" in line for line in lines)
+        assert handed_out
 
 
 def test_the_search_finds_what_it_looks_for():
@@ -44,6 +65,9 @@ def test_the_search_finds_what_it_looks_for():
         "v1$71c3d6cd-6a74-48a8-8ab2-b48e6133ae6f$Q0U7",
         "Authorization: Bearer abcdefghij",
         "token=vt_A87U92A99OJVaAs40EBg169BKqJU1Isn3E4G8t9xWPM",
+        "token=st_A87U92A99OJVaAs40EBg169BKqJU1Isn3E4G8t9xWPM",
+        "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJ4In0.c2ln",
     ):
         assert FORMS.search(leak)
-    assert "김토스" in secrets()
+    assert {"김토스", "haram@sandbox.invalid"} < secrets()
+    assert WORD.findall("userKey=443731103, 'code': \"abc_DEF-123456\"") == ["443731103", "abc_DEF-123456"]

@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 
 from app.errors import StorageUnavailable
+from app.login.service import _keep_grant
 from app.login.tables import ExchangeState, LoginExchange, take_exchange
 from sandbox.personas import personas
 from tests.login.store import exchanges, sessions, users
@@ -225,6 +226,7 @@ async def test_two_replicas_exchange_once(settings, sandbox):
         sandbox.state.order_fault("login_exchange", "hold_before")
         first = asyncio.create_task(one.post_code(handed.authorization_code))
         await asyncio.to_thread(sandbox.state.wait_until, lambda state: state.held() == 1)
+        other.clock.advance(seconds=4)  # "late" by its clock, but it has seen with its own eyes that it was not
         async with all_arrived(other, 1) as arrived:
             second = asyncio.create_task(other.post_code(handed.authorization_code))
             await arrived.wait()
@@ -271,6 +273,33 @@ async def test_a_lease_that_has_ended_is_taken_over(settings, sandbox):
         assert (await first).status_code == 200
         assert len(await users(one)) == 1
         assert {row.state for row in await exchanges(one)} == {ExchangeState.DONE}
+
+
+async def test_an_attempt_whose_lease_was_taken_over_settles_nothing(settings, sandbox):
+    """Not even with a clear no: the other attempt has long made a login of this code."""
+    async with Bff.running(settings, sandbox) as one, Bff.running(settings, sandbox) as other:
+        handed = sandbox.state.mini_apps.log_in("man")
+        sandbox.state.order_fault("login_me", "hold_before")
+        first = asyncio.create_task(one.post_code(handed.authorization_code))
+        await asyncio.to_thread(sandbox.state.wait_until, lambda state: state.held("login_me") == 1)
+        other.clock.advance(seconds=66)
+        assert (await other.post_code(handed.authorization_code)).status_code == 200
+        sandbox.state.order_fault("login_me", "oauth_error", error="invalid_grant", after_effect=True)
+        sandbox.state.release()
+        assert_problem(await first, 401, "login_rejected")
+        (exchange,) = await exchanges(one)
+        assert (exchange.state, exchange.problem) == (ExchangeState.DONE, None)
+
+
+async def test_tokens_that_are_stored_late_open_nothing_again(bff):
+    """The write outlives its caller; by then the code may have been settled."""
+    await bff.log_in()
+    (exchange,) = await exchanges(bff)
+    sealed = bff.resources.vault.seal("late", exchange.place_of("grant"))
+    async with bff.resources.database.transaction() as session:
+        await _keep_grant(session, exchange.code_hash, sealed)
+    (exchange,) = await exchanges(bff)
+    assert (exchange.state, exchange.grant) == (ExchangeState.DONE, None)
 
 
 async def test_a_lease_is_not_taken_from_under_an_answer(bff):

@@ -254,6 +254,17 @@ async def test_an_answer_without_a_new_refresh_token_keeps_the_old_one(bff):
     assert row.access_expires_at > bff.clock() + timedelta(minutes=50)
 
 
+async def test_tokens_of_an_older_login_do_not_outlive_it(bff):
+    login = await bff.log_in()
+    bff.sandbox.state.order_fault("login_exchange", "missing_field", field="refreshToken")
+    await bff.log_in()
+    row = await row_of(bff, login)
+    assert (row.refresh_token, row.refresh_expires_at, row.access_token is not None) == (None, None, True)
+    advance(bff, hours=2)
+    assert await token_of(bff, login) is None
+    assert bff.sandbox.state.count("login_refresh") == 0
+
+
 async def test_a_login_that_ends_the_older_tokens_leaves_the_newest(bff):
     bff.sandbox.state.set_switches(login_ends_older_tokens=True)
     await bff.log_in()
