@@ -47,6 +47,7 @@ async def examine(resources: Resources) -> AsyncIterator[Finding]:
         origin = _origin(url)
         checks[_name(origin)] = partial(_host, origin=origin)
     checks["client certificate"] = _client_certificate
+    checks["toss login"] = _login
     for name, check in checks.items():
         try:
             async with asyncio.timeout(PATIENCE):
@@ -105,6 +106,18 @@ async def _redis(resources: Resources) -> list[Finding]:
             )
         ]
     return [_ok("redis", "reachable")]
+
+
+async def _login(resources: Resources) -> list[Finding]:
+    """What is set. Whether the keys are Toss's shows at the first login only (`login_fields_unreadable`)."""
+    settings = resources.settings
+    if resources.partner_transport is None:
+        return [_ok("toss login", "not possible: no client certificate is configured")]
+    keys = len(settings.login.decryption_keys)
+    personal = f"decryption keys: {keys}" if keys else "no decryption key, so users are known by userKey alone"
+    has_callback = settings.callbacks.login_unlink_auth is not None
+    callback = "is served" if has_callback else "does not exist (BFF_CALLBACKS__LOGIN_UNLINK_AUTH is not set)"
+    return [_ok("toss login", f"{personal}; the unlink callback {callback}")]
 
 
 async def _token(resources: Resources) -> list[Finding]:

@@ -55,7 +55,9 @@ async def test_a_healthy_service_has_no_faults(settings, sandbox, backend):
         "clock",
         "client certificate",
         f"TLS to 127.0.0.1:{partner_port}",
+        "toss login",
     ]
+    assert found[-1].what == "decryption keys: 1; the unlink callback is served"
     assert "TLSv1.3" in found[4].what
     assert ("not configured" in found[2].what) == (backend.name == "embedded")
     # It asks Toss for a token and for nothing else.
@@ -176,3 +178,11 @@ async def test_a_host_that_serves_both_addresses_is_looked_at_once(one):
         await findings(with_cert(one, token_url=f"{url}/token", api_url=f"{url}/toss"))
     heads = [request.split()[1] for request in host.requests if request.startswith(b"HEAD")]
     assert heads == [b"/"]
+
+
+async def test_what_toss_login_lacks_is_said_without_being_a_fault(one):
+    bare = {"login": type(one.login)(), "callbacks": type(one.callbacks)()}
+    (said,) = [each for each in await findings(one.model_copy(update=bare)) if each.check == "toss login"]
+    assert not said.is_fault
+    assert "userKey alone" in said.what
+    assert "BFF_CALLBACKS__LOGIN_UNLINK_AUTH" in said.what
