@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import AppError, InternalError, InvalidRequest, MethodNotAllowed, NotFound, PayloadTooLarge
@@ -108,13 +109,23 @@ def install(app: FastAPI, *, request_id_of: RequestIdOf) -> None:
         # What remains is a body that could not be parsed.
         ours = by_status.get(error.status_code, InvalidRequest())
         response = render(ours, request_id=request_id_of(request))
-        if error.headers and "allow" in {name.lower() for name in error.headers}:
-            response.headers["Allow"] = error.headers["Allow"]
+        if error.status_code == MethodNotAllowed.status:
+            response.headers["Allow"] = ", ".join(_methods_of(request))
         return response
 
     app.add_exception_handler(AppError, on_app_error)
     app.add_exception_handler(RequestValidationError, on_invalid_request)
     app.add_exception_handler(HTTPException, on_http_exception)
+
+
+def _methods_of(request: Request) -> list[str]:
+    """What the address does know. Starlette names only the methods of the first of its routes."""
+
+    def is_known(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    return [method for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE") if is_known(method)]
 
 
 class LastResort:
