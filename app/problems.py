@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Match
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import (
@@ -136,8 +136,8 @@ def install(app: FastAPI, *, request_id_of: RequestIdOf) -> None:
         # What remains is a body that could not be parsed.
         ours = by_status.get(error.status_code, InvalidRequest())
         response = render(ours, request_id=request_id_of(request))
-        if isinstance(ours, MethodNotAllowed):
-            response.headers["Allow"] = ", ".join(_allowed_methods(request))
+        if error.status_code == MethodNotAllowed.status:
+            response.headers["Allow"] = ", ".join(_methods_of(request))
         return response
 
     app.add_exception_handler(AppError, on_app_error)
@@ -145,26 +145,14 @@ def install(app: FastAPI, *, request_id_of: RequestIdOf) -> None:
     app.add_exception_handler(HTTPException, on_http_exception)
 
 
-def _allowed_methods(request: Request) -> list[str]:
-    """All that the address knows; Starlette names those of its first route only."""
-    return sorted(
-        {
-            method
-            for route in _flat(request.app.routes)
-            if route.matches(request.scope)[0] is not Match.NONE
-            for method in getattr(route, "methods", None) or ()
-        }
-    )
+def _methods_of(request: Request) -> list[str]:
+    """What the address does know. Starlette names only the methods of the first of its routes."""
 
+    def is_known(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
 
-def _flat(routes: Iterable[BaseRoute]) -> Iterator[BaseRoute]:
-    """With those of included routers, which FastAPI keeps as they are; ours bring their whole address along."""
-    for route in routes:
-        included = getattr(route, "original_router", None)
-        if included is None:
-            yield route
-        else:
-            yield from _flat(included.routes)
+    return [method for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE") if is_known(method)]
 
 
 class LastResort:

@@ -52,7 +52,12 @@ async def test_an_unknown_address_is_a_problem(one):
 
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
-    [("GET", START, {"POST"}), ("DELETE", "/livez", {"GET"}), ("PATCH", f"{START}/x/status", {"GET"})],
+    [
+        ("GET", START, {"POST"}),
+        ("DELETE", "/livez", {"GET"}),
+        ("PATCH", f"{START}/x/status", {"GET"}),
+        ("OPTIONS", "/server/v1/notices", {"GET"}),
+    ],
 )
 async def test_a_wrong_method_is_a_problem_that_says_which_are_right(one, method, path, allowed):
     answer = await one.http.request(method, path)

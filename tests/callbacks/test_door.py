@@ -233,6 +233,18 @@ async def test_without_a_value_there_is_nothing_whatever_is_sent(embedded, sandb
         assert await notices(bff) == []
 
 
+async def test_another_method_is_told_both_that_are_known(one):
+    for path in (UNLINK, WITHDRAWAL):
+        answer = await one.http.put(path, headers=AUTHORIZED)
+        assert_problem(answer, 405, "method_not_allowed")
+        assert answer.headers["allow"] == "GET, POST"
+
+
+async def test_the_log_names_the_whole_route(one, caplog):
+    await call(one)
+    assert any("'route': '/callbacks/toss/login-unlink'" in record.getMessage() for record in caplog.records)
+
+
 async def test_toss_in_every_encoding_by_either_method_over_a_socket(backend, sandbox):
     """The sandbox's own sender against a real server."""
     settings = with_callbacks(settings_for(backend, sandbox))

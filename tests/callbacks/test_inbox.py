@@ -490,3 +490,16 @@ async def test_what_happens_is_counted(bff):
     await replica.receive(unlink_of())
     await replica.receive(unlink_of())
     assert counted == [(what, "login-unlink") for what in ("recorded", "failed", "merged", "handled")]
+
+
+async def test_a_bug_of_our_own_after_the_handler_keeps_no_other_notice(bff):
+    for user_key in (1, 2, 3):
+        await inbox_of(bff).receive(unlink_of(user_key))
+    bugs = [RuntimeError("a bug")]
+
+    async def checkpoint(_step: str) -> None:
+        if bugs:
+            raise bugs.pop()
+
+    done = await inbox_of(bff, Unlinks(), checkpoint=checkpoint).reconcile()
+    assert (done.handled, done.left_open) == (2, 1)
