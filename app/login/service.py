@@ -49,7 +49,7 @@ from app.login.tables import (
 )
 from app.login.tokens import DatedGrant, UserTokens
 from app.toss.crypto import LoginFieldCipher
-from app.toss.errors import NotSent, OutcomeUnknown, TossError, TossRejected, Unintelligible
+from app.toss.errors import NotSent, TossError, TossRejected
 from app.toss.governor import Lane
 from app.toss.login import LoginApi, Profile
 from app.upstream import ASK_AGAIN
@@ -354,13 +354,13 @@ class LoginService:
         """
         if user.kind != UserKind.MEMBER or user.unlinked_at is not None:
             return
-        await self._note_unlink(user, unlink_wanted_at=user.unlink_wanted_at or self._clock())
+        await self._note_unlink(
+            user, unlink_wanted_at=self._clock()
+        )  # of the last attempt: each is followed by a rest
         try:
             await self._unlink(user, lane=lane)
-        except (TossError, UnlinkNeedsLogin) as error:
-            if not isinstance(error, OutcomeUnknown | Unintelligible):
-                await self._note_unlink(user, unlink_wanted_at=self._clock())
-            raise other_error(error) if isinstance(error, TossError) else error from error
+        except TossError as error:
+            raise other_error(error) from error
 
     async def _unlink(self, user: User, *, lane: Lane) -> None:
         api, tokens = self._toss()
