@@ -446,8 +446,7 @@ class LoginService:
                 .values(
                     link_version=User.link_version + 1,
                     unlinked_at=now,
-                    unlink_wanted_at=None,
-                    unlink_sent_at=None,
+                    unlink_sent_at=None,  # who has asked for more than that, to be erased, still is
                     user_key=None,
                     profile=None,
                     ci_hash=None,
@@ -480,12 +479,12 @@ class LoginService:
     # --- What a crash or time leaves to do ----------------------------------------------------------------
 
     async def leaving(self) -> Sequence[User]:
-        """Users who have asked to leave some time ago, and of whom Toss may not have heard."""
+        """Users who have asked to leave some time ago, and are still here."""
         async with self._database.transaction() as session:
             return (
                 await session.scalars(
                     select(User)
-                    .where(User.unlink_wanted_at <= self._clock() - UNLINK_REST, User.unlinked_at.is_(None))
+                    .where(User.unlink_wanted_at <= self._clock() - UNLINK_REST)
                     .order_by(User.unlink_wanted_at)
                     .limit(BATCH)
                 )

@@ -472,11 +472,13 @@ async def test_a_wish_that_got_stuck_ends_with_the_next_login(bff):
 async def test_a_link_that_the_user_has_ended(bff, referrer):
     login = await bff.log_in()
     verification = await verified(bff, login)
+    version = (await row_of(bff, login)).link_version
     bff.sandbox.state.unlink_by_user("man")
     assert await notice(bff, referrer) == NoticeOutcome.ENDED
     assert_problem(await bff.me(login), 401, "session_required")
     assert await sessions(bff) == []
     user = await row_of(bff, login)
+    assert user.link_version == version + 1
     assert {column: getattr(user, column) for column in PERSONAL} == dict.fromkeys(PERSONAL)
     assert (user.scopes, user.agreed_terms, user.unlinked_at is not None) == ([], [], True)
     # What Toss Cert has verified rests on a consent of its own.
@@ -492,6 +494,22 @@ async def test_a_link_that_the_user_has_ended(bff, referrer):
     assert again.user_id == login.user_id
     assert (await bff.me(again)).status_code == 200
     assert_problem(await bff.me(login), 401, "session_required")
+
+
+async def test_a_notice_ends_less_than_the_user_has_asked_for(bff):
+    """The wish to be erased, stuck while Toss was away, outlives an unlink in the Toss app."""
+    login = await bff.log_in()
+    verification = await verified(bff, login)
+    bff.sandbox.state.order_fault("unlink_token", "reset_before")
+    assert (await leave(bff, login)).status_code == 504
+    bff.sandbox.state.unlink_by_user("man")
+    assert await notice(bff) == NoticeOutcome.ENDED
+    asked = bff.sandbox.state.count()
+    bff.clock.advance(minutes=2)
+    assert (await reconcile(bff.resources)).departed.unlinks_finished == 1
+    assert bff.sandbox.state.count() == asked
+    assert await users(bff) == []
+    assert (await verification_row(bff, verification)).identity is None
 
 
 async def test_what_the_partner_sees_of_a_link_that_is_over(bff):
@@ -620,10 +638,12 @@ async def test_with_an_access_token_that_toss_has_dropped_early(bff, is_alive):
 
 @pytest.mark.parametrize("code", ["USER_KEY_NOT_FOUND", "USER_NOT_FOUND"])
 async def test_toss_names_no_such_user(bff, code):
-    await bff.log_in()
+    login = await bff.log_in()
     bff.sandbox.state.order_fault("login_me", "fail_200", code=code)
     assert await notice(bff) == NoticeOutcome.ENDED
     assert bff.sandbox.state.count("login_refresh") == 0
+    row = await row_of(bff, login)
+    assert {column: getattr(row, column) for column in PERSONAL} == dict.fromkeys(PERSONAL)
 
 
 async def test_with_nothing_alive_the_notice_is_believed(bff):
