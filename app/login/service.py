@@ -49,7 +49,7 @@ from app.login.tables import (
 )
 from app.login.tokens import DatedGrant, UserTokens
 from app.toss.crypto import LoginFieldCipher
-from app.toss.errors import NotSent, OutcomeUnknown, TossError, TossRejected, Unintelligible
+from app.toss.errors import NotSent, TossError, TossRejected
 from app.toss.governor import Lane
 from app.toss.login import LoginApi, Profile
 from app.upstream import ASK_AGAIN
@@ -354,13 +354,13 @@ class LoginService:
         """
         if user.kind != UserKind.MEMBER or user.unlinked_at is not None:
             return
-        await self._note_unlink(user, unlink_wanted_at=user.unlink_wanted_at or self._clock())
+        await self._note_unlink(
+            user, unlink_wanted_at=self._clock()
+        )  # of the last attempt: each is followed by a rest
         try:
             await self._unlink(user, lane=lane)
-        except (TossError, UnlinkNeedsLogin) as error:
-            if not isinstance(error, OutcomeUnknown | Unintelligible):
-                await self._note_unlink(user, unlink_wanted_at=self._clock())
-            raise other_error(error) if isinstance(error, TossError) else error from error
+        except TossError as error:
+            raise other_error(error) from error
 
     async def _unlink(self, user: User, *, lane: Lane) -> None:
         api, tokens = self._toss()
@@ -446,8 +446,7 @@ class LoginService:
                 .values(
                     link_version=User.link_version + 1,
                     unlinked_at=now,
-                    unlink_wanted_at=None,
-                    unlink_sent_at=None,
+                    unlink_sent_at=None,  # who has asked for more than that, to be erased, still is
                     user_key=None,
                     profile=None,
                     ci_hash=None,
@@ -480,12 +479,12 @@ class LoginService:
     # --- What a crash or time leaves to do ----------------------------------------------------------------
 
     async def leaving(self) -> Sequence[User]:
-        """Users who have asked to leave some time ago, and of whom Toss may not have heard."""
+        """Users who have asked to leave some time ago, and are still here."""
         async with self._database.transaction() as session:
             return (
                 await session.scalars(
                     select(User)
-                    .where(User.unlink_wanted_at <= self._clock() - UNLINK_REST, User.unlinked_at.is_(None))
+                    .where(User.unlink_wanted_at <= self._clock() - UNLINK_REST)
                     .order_by(User.unlink_wanted_at)
                     .limit(BATCH)
                 )

@@ -54,7 +54,7 @@ class User(Base):
     refresh_lease_until: Mapped[datetime | None] = mapped_column(Instant)
 
     unlink_wanted_at: Mapped[datetime | None] = mapped_column(Instant)
-    """The user has asked to leave; until Toss has heard of it, `reconcile` sees to it."""
+    """When a leaving that the user asked for was last tried; `reconcile` tries again until Toss has heard of it."""
     unlink_sent_at: Mapped[datetime | None] = mapped_column(Instant)
     """A call that ends the link is out, or its answer was lost."""
 

@@ -1,16 +1,20 @@
 """Leaving: at Toss first, then here; whatever is lost on the way is finished later; late notices do no harm."""
 
 import asyncio
-from datetime import timedelta
 
 import pytest
+from sqlalchemy import delete, text, update
 
 from app.departure import NoticeOutcome, Referrer
 from app.errors import AppError, StorageUnavailable, UserNotFound
+from app.login.tables import LoginSession, User
 from app.reconcile import reconcile
+from app.toss.errors import TossRejected
 from app.toss.governor import Lane
-from tests.login.store import everything, row_of, rows, sessions, users
-from tests.scenarios import Bff, Login, Verification, assert_problem
+from tests.conftest import settings_for
+from tests.login.store import everything, exchanges, row_of, sessions, users
+from tests.login.test_login import with_toss
+from tests.scenarios import Bff, Verification, assert_problem
 
 PERSONAL = [
     "user_key",
@@ -292,10 +296,13 @@ async def test_a_refresh_that_fails_keeps_the_wish(bff, order, status):
     assert not linked(bff)
 
 
-async def test_an_unlink_that_is_refused_waits_a_minute_each_time(bff):
+@pytest.mark.parametrize(
+    "order", [{"kind": "fail_200", "code": "SOMETHING_NEW"}, {"kind": "reset_before"}], ids=str
+)
+async def test_an_unlink_that_got_stuck_rests_a_minute_each_time(bff, order):
     login = await bff.log_in()
-    bff.sandbox.state.order_fault("unlink_token", "fail_200", code="SOMETHING_NEW", times=3)
-    assert_problem(await leave(bff, login), 502, "upstream_refused")
+    bff.sandbox.state.order_fault("unlink_token", **order, times=3)
+    assert (await leave(bff, login)).status_code in (502, 504)
     for _ in range(2):
         bff.clock.advance(seconds=61)
         assert (await reconcile(bff.resources)).departed.unlinks_finished == 0
@@ -370,6 +377,49 @@ async def test_one_attempt_does_not_forget_what_another_has_sent(bff):
     assert await users(bff) == []
 
 
+async def test_an_attempt_that_fails_does_not_take_back_what_another_has_sent(bff):
+    bff.sandbox.state.set_switches(unlink_user_needs_bearer=True)
+    login = await bff.log_in()
+    api = bff.resources.login._api
+    unlink = api.unlink_by_token
+
+    async def another_comes_through_and_loses_its_answer(_token, *, lane):
+        assert lane is Lane.INTERACTIVE
+        api.unlink_by_token = unlink
+        bff.sandbox.state.order_fault("unlink_token", "reset_after")
+        with pytest.raises(AppError):
+            await bff.resources.departure.by_request(login.user_id)
+        raise TossRejected(http_status=200, error_code="SOMETHING_NEW")
+
+    api.unlink_by_token = another_comes_through_and_loses_its_answer
+    assert_problem(await leave(bff, login), 502, "upstream_refused")
+    assert not linked(bff)
+    bff.clock.advance(minutes=2)
+    assert (await reconcile(bff.resources)).departed.unlinks_finished == 1
+
+
+async def test_the_wish_to_leave_one_link_is_none_to_leave_the_next(bff):
+    """Somebody logs in between the look and the note."""
+    login = await bff.log_in()
+    stale = await row_of(bff, login)
+    await bff.log_in()
+    await bff.resources.login._note_unlink(stale, unlink_wanted_at=bff.clock(), unlink_sent_at=bff.clock())
+    row = await row_of(bff, login)
+    assert (row.unlink_wanted_at, row.unlink_sent_at) == (None, None)
+
+
+async def test_who_is_not_linked_leaves_without_a_client_certificate(settings, sandbox):
+    async with Bff.running(settings, sandbox) as bff:
+        anonymous, login = await bff.log_in_anonymously(), await bff.log_in()
+        sandbox.state.unlink_by_user("man")
+        await notice(bff)
+    async with Bff.running(with_toss(settings, certificate_folder=None), sandbox) as bff:
+        assert (await leave(bff, anonymous)).status_code == 204
+        key = await bff.server_key()
+        assert (await bff.http.delete(f"/server/v1/users/{login.user_id}", headers=key)).status_code == 204
+        assert await users(bff) == []
+
+
 # --- Who logs in again meanwhile -----------------------------------------------------------------------------
 
 
@@ -422,11 +472,13 @@ async def test_a_wish_that_got_stuck_ends_with_the_next_login(bff):
 async def test_a_link_that_the_user_has_ended(bff, referrer):
     login = await bff.log_in()
     verification = await verified(bff, login)
+    version = (await row_of(bff, login)).link_version
     bff.sandbox.state.unlink_by_user("man")
     assert await notice(bff, referrer) == NoticeOutcome.ENDED
     assert_problem(await bff.me(login), 401, "session_required")
     assert await sessions(bff) == []
     user = await row_of(bff, login)
+    assert user.link_version == version + 1
     assert {column: getattr(user, column) for column in PERSONAL} == dict.fromkeys(PERSONAL)
     assert (user.scopes, user.agreed_terms, user.unlinked_at is not None) == ([], [], True)
     # What Toss Cert has verified rests on a consent of its own.
@@ -442,6 +494,22 @@ async def test_a_link_that_the_user_has_ended(bff, referrer):
     assert again.user_id == login.user_id
     assert (await bff.me(again)).status_code == 200
     assert_problem(await bff.me(login), 401, "session_required")
+
+
+async def test_a_notice_ends_less_than_the_user_has_asked_for(bff):
+    """The wish to be erased, stuck while Toss was away, outlives an unlink in the Toss app."""
+    login = await bff.log_in()
+    verification = await verified(bff, login)
+    bff.sandbox.state.order_fault("unlink_token", "reset_before")
+    assert (await leave(bff, login)).status_code == 504
+    bff.sandbox.state.unlink_by_user("man")
+    assert await notice(bff) == NoticeOutcome.ENDED
+    asked = bff.sandbox.state.count()
+    bff.clock.advance(minutes=2)
+    assert (await reconcile(bff.resources)).departed.unlinks_finished == 1
+    assert bff.sandbox.state.count() == asked
+    assert await users(bff) == []
+    assert (await verification_row(bff, verification)).identity is None
 
 
 async def test_what_the_partner_sees_of_a_link_that_is_over(bff):
@@ -570,10 +638,12 @@ async def test_with_an_access_token_that_toss_has_dropped_early(bff, is_alive):
 
 @pytest.mark.parametrize("code", ["USER_KEY_NOT_FOUND", "USER_NOT_FOUND"])
 async def test_toss_names_no_such_user(bff, code):
-    await bff.log_in()
+    login = await bff.log_in()
     bff.sandbox.state.order_fault("login_me", "fail_200", code=code)
     assert await notice(bff) == NoticeOutcome.ENDED
     assert bff.sandbox.state.count("login_refresh") == 0
+    row = await row_of(bff, login)
+    assert {column: getattr(row, column) for column in PERSONAL} == dict.fromkeys(PERSONAL)
 
 
 async def test_with_nothing_alive_the_notice_is_believed(bff):
@@ -705,26 +775,26 @@ async def test_nobody_is_there_to_leave(bff):
         await bff.resources.departure.by_request("00000000-0000-0000-0000-000000000000")
 
 
-async def test_a_session_does_not_begin_while_its_link_ends(settings, sandbox):
-    """Two of one double tap: the second is answered from the first just when the link is over."""
-    async with Bff.running(settings, sandbox) as bff:
+async def test_a_session_does_not_begin_while_its_link_ends(production, sandbox):
+    """The second of a double tap is answered from the first, just when a notice ends the link."""
+    async with Bff.running(settings_for(production, sandbox), sandbox) as bff:
         login = await bff.log_in()
-        bff.sandbox.state.unlink_by_user("man")
-        await notice(bff)
-        (exchange,) = await rows(bff.resources, _exchange_table())
+        (exchange,) = await exchanges(bff)
+        async with bff.resources.database.transaction() as ending:
+            await ending.execute(update(User).values(unlinked_at=bff.clock()))
+            answering = asyncio.create_task(bff.resources.login._answered_from(exchange))
+            await until_done_or_locked(answering, ending)
+            await ending.execute(delete(LoginSession))
         with pytest.raises(AppError):
-            await bff.resources.login._answered_from(exchange)
+            await answering
         assert await sessions(bff) == []
-        assert isinstance(login, Login)
+        assert_problem(await bff.me(login), 401, "session_required")
 
 
-def _exchange_table():
-    from app.login.tables import LoginExchange  # noqa: PLC0415
-
-    return LoginExchange
-
-
-def test_the_rest_is_shorter_than_what_reconcile_waits_for():
-    from app.login.service import UNLINK_REST  # noqa: PLC0415
-
-    assert timedelta(seconds=30) <= UNLINK_REST <= timedelta(minutes=2)
+async def until_done_or_locked(task, session) -> None:
+    asked = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    async with asyncio.timeout(10):
+        while True:
+            if task.done() or await session.scalar(text(asked)) > 0:
+                return
+            await asyncio.sleep(0.02)  # the condition is the database's
