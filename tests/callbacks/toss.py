@@ -3,6 +3,7 @@
 import asyncio
 import base64
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import httpx2
 from sqlalchemy import select
@@ -43,6 +44,8 @@ class Unlinks:
         return self.outcome
 
     def serve(self, bff: Bff) -> None:
+        """From now on; an answer then means that the handler has ended, however slow the machine is."""
+        bff.resources.inbox._answer_within = timedelta(seconds=30)
         bff.resources.inbox._handlers[CallbackName.LOGIN_UNLINK] = unlinking(self)
 
 

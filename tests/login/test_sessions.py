@@ -4,8 +4,9 @@ import re
 from datetime import datetime, timedelta
 
 import pytest
+from sqlalchemy import update
 
-from app.login.tables import LoginSession
+from app.login.tables import LoginSession, User
 from sandbox.personas import personas
 from tests.login.store import everything, rows, sessions, users
 from tests.login.test_login import with_login
@@ -67,6 +68,13 @@ async def test_a_session_ends_exactly_then(bff):
     assert bff.clock.offset == offset
 
 
+async def test_no_session_serves_a_link_that_is_over(bff):
+    login = await bff.log_in()
+    async with bff.resources.database.transaction() as transaction:
+        await transaction.execute(update(User).values(unlinked_at=bff.clock()))
+    assert not await is_alive(bff, login)
+
+
 async def test_a_session_is_not_written_at_every_request(bff):
     login = await bff.log_in()
     (before,) = await sessions(bff)
@@ -110,10 +118,10 @@ async def test_the_operator_sets_both_spans(settings, sandbox):
 async def test_sessions_that_are_over_are_cleared_away(bff):
     await bff.log_in()
     bff.clock.advance(days=6)
-    await bff.log_in("minor")
+    kept = await bff.log_in("minor")
     bff.clock.advance(days=1, seconds=1)
     assert (await bff.resources.login.purge())[0] == 1
-    assert len(await sessions(bff)) == 1
+    assert [row.session_id for row in await sessions(bff)] == [kept.session_id]
     assert len(await users(bff)) == 2
 
 

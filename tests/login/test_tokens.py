@@ -265,6 +265,15 @@ async def test_tokens_of_an_older_login_do_not_outlive_it(bff):
     assert bff.sandbox.state.count("login_refresh") == 0
 
 
+async def test_what_toss_says_of_an_old_token_is_not_done_to_a_newer_one(bff):
+    login = await bff.log_in()
+    stale = await row_of(bff, login)
+    await bff.log_in()
+    assert await bff.resources.login._tokens.refuse(stale) is None
+    assert await serves(bff, await token_of(bff, login))
+    assert bff.sandbox.state.count("login_refresh") == 0
+
+
 async def test_a_login_that_ends_the_older_tokens_leaves_the_newest(bff):
     bff.sandbox.state.set_switches(login_ends_older_tokens=True)
     await bff.log_in()
