@@ -154,7 +154,7 @@ async def introspect_session(
     return IntrospectionBody.of(live, login.user_key_of(live.user), verification)
 
 
-@partner_server.post("/users/lookup", responses=documented(*ALWAYS, *PARTNER, UserNotFound, SealedDataUnreadable))
+@partner_server.post("/user-lookup", responses=documented(*ALWAYS, *PARTNER, UserNotFound, SealedDataUnreadable))
 async def look_up_user(body: LookUpRequest, login: LoginDep, _partner: UserReader) -> FullUserBody:
     """By `userKey`, which does not belong in an address."""
     user = await login.find(body.user_key)

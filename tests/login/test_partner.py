@@ -312,7 +312,7 @@ async def test_a_user_key_in_any_spelling_names_the_same_user(odd_bff, key):
     toss.answers[odd.ME] = success({**MEMBER, "userKey": key})
     login = (await bff.post_code("a-code")).json()
     answer = await bff.http.post(
-        "/server/v1/users/lookup", json={"userKey": 443731103}, headers=await bff.server_key()
+        "/server/v1/user-lookup", json={"userKey": 443731103}, headers=await bff.server_key()
     )
     assert (answer.json()["userId"], answer.json()["userKey"]) == (login["user"]["userId"], "443731103")
 
@@ -459,15 +459,15 @@ async def test_the_partner_looks_up_by_user_key(bff):
     login, key = await bff.log_in(), await bff.server_key(Scope.USER_READ)
     user_key = bff.sandbox.state.mini_apps.user_key("man")
     for given in (user_key, str(user_key)):
-        answer = await bff.http.post("/server/v1/users/lookup", json={"userKey": given}, headers=key)
+        answer = await bff.http.post("/server/v1/user-lookup", json={"userKey": given}, headers=key)
         assert answer.status_code == 200, answer.text
         assert answer.json() == await seen(bff, login)
         assert answer.headers["cache-control"] == "no-store"
     for unknown in (1, 2**63 - 1):
-        answer = await bff.http.post("/server/v1/users/lookup", json={"userKey": unknown}, headers=key)
+        answer = await bff.http.post("/server/v1/user-lookup", json={"userKey": unknown}, headers=key)
         assert_problem(answer, 404, "user_not_found")
     for nonsense in (0, -1, 2**63, 1.5, "abc", None, {}, [user_key]):
-        answer = await bff.http.post("/server/v1/users/lookup", json={"userKey": nonsense}, headers=key)
+        answer = await bff.http.post("/server/v1/user-lookup", json={"userKey": nonsense}, headers=key)
         assert_problem(answer, 422, "invalid_request")
 
 
@@ -497,7 +497,7 @@ async def test_each_scope_opens_its_own_doors(bff, scope):
     login, key = await bff.log_in(), await bff.server_key(scope)
     doors = {
         ("POST", "/server/v1/sessions/introspect"): Scope.SESSION_INTROSPECT,
-        ("POST", "/server/v1/users/lookup"): Scope.USER_READ,
+        ("POST", "/server/v1/user-lookup"): Scope.USER_READ,
         ("GET", f"/server/v1/users/{NOBODY}"): Scope.USER_READ,
         ("DELETE", f"/server/v1/users/{NOBODY}/sessions"): Scope.USER_ERASE,
         ("DELETE", f"/server/v1/users/{NOBODY}"): Scope.USER_ERASE,
