@@ -1,6 +1,8 @@
 """How a user leaves: at Toss, in what Toss Cert has verified, in what login knows. Spans features, alone of all."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 import structlog
@@ -12,6 +14,8 @@ from app.login.tables import User
 from app.toss.governor import Lane
 
 ATTEMPTS = 3
+LOOK_BACK = timedelta(days=2)
+"""`reconcile` runs more often than that."""
 
 
 class Referrer(StrEnum):
@@ -37,9 +41,10 @@ class Departed:
 
 
 class Departure:
-    def __init__(self, *, login: LoginService, cert: CertService) -> None:
+    def __init__(self, *, login: LoginService, cert: CertService, clock: Callable[[], datetime]) -> None:
         self._login = login
         self._cert = cert
+        self._clock = clock
         self._log = structlog.stdlib.get_logger("app.departure")
 
     async def by_request(self, user_id: str, *, lane: Lane = Lane.INTERACTIVE) -> None:
@@ -55,6 +60,8 @@ class Departure:
             # The user goes last: from there the rest is found again after a crash.
             await self._cert.erase_of(user_id)
             if await self._login.erase(user):
+                # Once more for one that was being started meanwhile; from now on, starting finds no user.
+                await self._cert.erase_of(user_id)
                 return
             # A login has come between. Before the unlink took effect, it has ended with the rest; after it, it
             # is a link of its own, which nobody has asked to end.
@@ -91,6 +98,7 @@ class Departure:
             # Only now that the link is over for certain; the user goes last, as above.
             await self._cert.erase_of(user.user_id)
             if await self._login.erase(user):
+                await self._cert.erase_of(user.user_id)
                 return NoticeOutcome.ERASED
         raise StorageUnavailable
 
@@ -104,7 +112,22 @@ class Departure:
             for user in users:
                 await self._cert.erase_of(user.user_id)
                 erased += await self._login.erase(user)
+                await self._cert.erase_of(user.user_id)
+        await self._erase_what_nobody_owns()
         return Departed(finished, erased)
+
+    async def given(self, tx_id: str, user_id: str) -> bool:
+        """Whether a verification that was just given to a user has found them still there; else it is erased."""
+        if user_id in await self._login.known([user_id]):
+            return True
+        await self._cert.abandon(tx_id)
+        return False
+
+    async def _erase_what_nobody_owns(self) -> None:
+        """A crash may have come between the end of a user and that of a verification begun meanwhile."""
+        owners = await self._cert.owners(since=self._clock() - LOOK_BACK)
+        for user_id in owners - await self._login.known(owners):
+            await self._cert.erase_of(user_id)
 
     async def _try_to_finish(self, user: User) -> bool:
         try:

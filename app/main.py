@@ -21,6 +21,7 @@ from app.settings import LimitSettings, NetworkSettings, Settings, SettingsError
 
 MINI_APP = "/api/v1"
 CALLBACKS = "/callbacks/toss"
+PARTNER_SERVER = "/server/v1"
 METRICS = "/metrics"
 STARTS = frozenset({f"{MINI_APP}/cert/requests", f"{MINI_APP}/login", f"{MINI_APP}/login/anonymous"})
 """Where a POST costs a call to Toss, or a push."""
@@ -78,7 +79,9 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> FastAPI:
         exceptions=network.callback_exceptions,
     )
     application.add_middleware(problems.LastResort, request_id_of=request_id_of)
-    application.add_middleware(CrossOrigin, prefix=CALLBACKS, origins=allowed_origins(network))
+    application.add_middleware(
+        CrossOrigin, prefix=CALLBACKS, servers=PARTNER_SERVER, origins=allowed_origins(network)
+    )
     application.add_middleware(RequestLog)
     application.include_router(app.health.router)
     timed = problems.documented(RequestTimeout)

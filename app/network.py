@@ -26,6 +26,8 @@ from app.problems import render
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
+TRACES_OF_HOPS = frozenset({"forwarded", "via", "x-forwarded-for", "x-real-ip"})
+"""Headers by which proxies tell of those before them. Nothing in them is believed; that they are there suffices."""
 MAX_FORWARDED = 1000
 """Characters of X-Forwarded-For; no honest chain of proxies is longer."""
 CONSOLE_ORIGINS = r"https://(?:[a-z0-9-]+\.)*toss\.im"
@@ -150,7 +152,7 @@ class Allowlist:
         if caller.client_ip is None or not _is_in(caller.client_ip, self._networks):
             return False
         is_peer_trusted = caller.peer_ip is not None and _is_in(caller.peer_ip, self._trusted)
-        return is_peer_trusted or not self._refuses_unknown_hops or "x-forwarded-for" not in Headers(scope=scope)
+        return is_peer_trusted or not self._refuses_unknown_hops or TRACES_OF_HOPS.isdisjoint(Headers(scope=scope))
 
     def _is_excepted(self, caller: Caller, scope: Scope) -> bool:
         name, until = self._exceptions.get(scope["path"], ("", None))
@@ -225,10 +227,15 @@ def caller_key(caller: Caller) -> str:
 
 
 class CrossOrigin:
-    """Which pages may call from a browser: those of the console below `prefix`, those of the mini-app elsewhere."""
+    """Which pages may call from a browser: those of the console below `prefix`, those of the mini-app elsewhere.
 
-    def __init__(self, app: ASGIApp, *, prefix: str, origins: Sequence[str]) -> None:
+    None below `servers`: a key of a partner's server that got into a page does not work there.
+    """
+
+    def __init__(self, app: ASGIApp, *, prefix: str, servers: str, origins: Sequence[str]) -> None:
+        self._app = app
         self._prefix = prefix
+        self._servers = servers
         self._callbacks = CORSMiddleware(
             app,
             allow_origin_regex=CONSOLE_ORIGINS,
@@ -244,8 +251,9 @@ class CrossOrigin:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_callback = scope["type"] == "http" and is_below(scope["path"], self._prefix)
-        await (self._callbacks if is_callback else self._elsewhere)(scope, receive, send)
+        path = scope["path"] if scope["type"] == "http" else ""
+        door = self._callbacks if is_below(path, self._prefix) else self._elsewhere
+        await (self._app if is_below(path, self._servers) else door)(scope, receive, send)
 
 
 def mini_app_origins(app_name: str) -> tuple[str, ...]:

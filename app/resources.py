@@ -184,7 +184,7 @@ async def open_resources(
             clock=clock,
             checkpoint=checkpoint,
         )
-        departure = Departure(login=login, cert=service)
+        departure = Departure(login=login, cert=service, clock=clock)
         inbox = Inbox(
             database=database,
             vault=vault,

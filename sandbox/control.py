@@ -91,7 +91,9 @@ class ControlFace:
         )
 
     async def _reset(self, _request: Request) -> Response:
+        kept = self._state.callbacks.settings()
         self._state.reset()
+        self._state.callbacks.configure(**kept.model_dump())  # set in the console, which is not reset
         return self._done()
 
     async def _move_clock(self, request: Request) -> Response:

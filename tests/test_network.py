@@ -372,3 +372,16 @@ async def test_all_pieces_of_a_body_share_one_deadline():
     with pytest.raises(HTTPException) as caught:
         await limit({"type": "http", "headers": []}, receive, None)
     assert caught.value.status_code == 408
+
+
+async def test_no_page_may_call_the_partner_s_door(one, sandbox):
+    """A server key in a mini-app is a mistake: it fails at once, in the browser."""
+    origin = "https://my-app.apps.tossmini.com"
+    network = one.network.model_copy(update={"app_name": "my-app"})
+    async with Bff.running(one.model_copy(update={"network": network}), sandbox) as bff:
+        for path, is_open in (("/api/v1/me", True), ("/server/v1/notices", False)):
+            asked = {"Origin": origin, "Access-Control-Request-Method": "GET"}
+            preflight = await bff.http.options(path, headers=asked)
+            answer = await bff.http.get(path, headers={"Origin": origin})
+            assert ("access-control-allow-origin" in preflight.headers) == is_open
+            assert ("access-control-allow-origin" in answer.headers) == is_open

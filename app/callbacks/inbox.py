@@ -339,7 +339,9 @@ class Inbox:
         Closes a race: a notice that was handled just before a login was committed found nothing to end. Each
         referrer is handed over once, in the order in which they came, because they ask for different things.
 
-        Raises: what the handler raises, StorageUnavailable.
+        What cannot be decided now becomes a notice again, for `reconcile`.
+
+        Raises: StorageUnavailable.
         """
         handler = self._handlers.get(CallbackName.LOGIN_UNLINK)
         if handler is None:
@@ -356,7 +358,13 @@ class Inbox:
             )
             found = notices.all()
         for referrer in dict.fromkeys(self._referrer(notice) for notice in found):
-            await handler({"userKey": user_key, "referrer": referrer})
+            content = {"userKey": user_key, "referrer": referrer}
+            try:
+                await handler(content)
+            except AppError as error:
+                self._log.warning("recheck_postponed", code=error.code)
+                again = Arrival(CallbackName.LOGIN_UNLINK, content, user_key=user_key)
+                await self.record(again, received_at=self._clock())
 
     def _referrer(self, notice: Notice) -> str:
         try:

@@ -37,10 +37,21 @@ def login_unlink_of_query(query: bytes) -> Arrival:
 def login_unlink_of_body(query: bytes, body: bytes) -> Arrival:
     """The POST form: JSON, whatever its Content-Type says. Never fails either."""
     try:
-        fields = json.loads(body)
+        fields = json.loads(body, object_pairs_hook=_without_contradictions)
     except (ValueError, RecursionError):
         fields = None
     return _login_unlink(fields if isinstance(fields, dict) else {}, query, body)
+
+
+def _without_contradictions(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of two different values under one name neither is believed."""
+    fields: dict[str, Any] = {}
+    doubtful = set()
+    for name, value in pairs:
+        if name in fields and fields[name] != value:
+            doubtful.add(name)
+        fields[name] = value
+    return {name: value for name, value in fields.items() if name not in doubtful}
 
 
 def kept(callback: CallbackName, query: bytes, body: bytes) -> Arrival:
@@ -50,8 +61,8 @@ def kept(callback: CallbackName, query: bytes, body: bytes) -> Arrival:
 
 def _login_unlink(fields: Mapping[str, Any], query: bytes, body: bytes) -> Arrival:
     callback = CallbackName.LOGIN_UNLINK
-    found = (_user_key(fields.get(spelling)) for spelling in USER_KEY_SPELLINGS)
-    user_key = next((number for number in found if number is not None), None)
+    found = {_user_key(fields[spelling]) for spelling in USER_KEY_SPELLINGS if fields.get(spelling) is not None}
+    user_key = found.pop() if len(found) == 1 else None
     if user_key is None:
         return Arrival(callback, _as_it_came(query, body), state=NoticeState.UNREADABLE)
     content = {"userKey": user_key, "referrer": _referrer(fields.get("referrer"))}

@@ -25,6 +25,7 @@ from app.deps import (
     CertEraser,
     CertEvidenceReader,
     CertReader,
+    DepartureDep,
     LoginDep,
     OwnerDep,
     OwnersDep,
@@ -88,25 +89,34 @@ partner_server = APIRouter(prefix="/server/v1/cert", tags=["Toss Cert (partner s
     openapi_extra={"security": [{}]},  # or none: without a session its token shows whose it is
 )
 async def start_verification(
-    cert: CertDep, owner: OwnerDep, body: Annotated[StartRequest | None, Body()] = None
+    cert: CertDep, owner: OwnerDep, departure: DepartureDep, body: Annotated[StartRequest | None, Body()] = None
 ) -> StartedBody:
     """Start a verification. Without a body it is USER_NONE (one-touch).
 
     With a session token it belongs to that session; without, to the holder of the token in the answer.
     """
     if body is None or isinstance(body, OneTouchRequest):
-        return StartedBody.of(await cert.start(owner=owner))
-    return StartedBody.of(await cert.start(owner=owner, name=body.name, phone=body.phone, birthday=body.birthday))
+        started = await cert.start(owner=owner)
+    else:
+        started = await cert.start(owner=owner, name=body.name, phone=body.phone, birthday=body.birthday)
+    if owner is not None and not await departure.given(started.verification.tx_id, owner.user_id):
+        raise SessionRequired
+    return StartedBody.of(started)
 
 
 @mini_app.post(
     "/requests/{txId}/claim",
     responses=documented(*ALWAYS, SessionRequired, VerificationNotFound),
 )
-async def claim_verification(tx_id: TxId, body: ClaimRequest, cert: CertDep, live: SessionDep) -> StatusBody:
+async def claim_verification(
+    tx_id: TxId, body: ClaimRequest, cert: CertDep, departure: DepartureDep, live: SessionDep
+) -> StatusBody:
     """Bind a verification that began before the login to this session. Its token serves no longer."""
     owner = LoggedIn(live.session.session_id, live.user.user_id)
-    return StatusBody.of(await cert.take_over(tx_id, cert.holder(body.verification_token), owner))
+    taken = await cert.take_over(tx_id, cert.holder(body.verification_token), owner)
+    if not await departure.given(tx_id, owner.user_id):
+        raise SessionRequired
+    return StatusBody.of(taken)
 
 
 @mini_app.get(

@@ -583,6 +583,28 @@ class CertService:
             )
         await self._database.forget()
 
+    async def abandon(self, tx_id: str) -> None:
+        """Its owner has left while it was being given to them: as `erase`, before there is much to erase."""
+        async with self._database.transaction() as session:
+            await session.execute(
+                update(Verification).where(Verification.tx_id == tx_id).values(**_erased(self._clock()))
+            )
+        await self._database.forget()
+
+    async def owners(self, *, since: datetime) -> set[str]:
+        """Users of whom there is a verification from then on that has not been erased."""
+        async with self._database.transaction() as session:
+            found = await session.scalars(
+                select(Verification.user_id)
+                .where(
+                    Verification.created_at >= since,
+                    Verification.user_id.is_not(None),
+                    Verification.erased_at.is_(None),
+                )
+                .distinct()
+            )
+            return {user_id for user_id in found if user_id is not None}
+
     # --- What a crash or time leaves to do ----------------------------------------------------------------
 
     async def reconcile(self) -> Reconciled:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -55,8 +55,8 @@ from app.toss.login import LoginApi, Profile
 from app.upstream import ASK_AGAIN
 from app.vault import UnsealError, Vault
 
-POLL_INTERVAL = 0.05
-"""Seconds between looks while another call exchanges the same code."""
+FIRST_LOOK, LONGEST_WAIT = 0.05, 0.5
+"""Seconds between looks while another call exchanges the same code; each wait is half as long again."""
 CODE_LIFE = timedelta(minutes=10)
 """Of an authorization code (apps-in-toss reference 6.1). What is known of it is kept somewhat longer."""
 UNLINK_REST = timedelta(minutes=1)
@@ -146,7 +146,7 @@ class LoginService:
 
         Raises: LoginRejected for a code that was settled before this call came; LoginInProgress.
         """
-        arrived_at, has_waited = self._clock(), False
+        arrived_at, has_waited, pause = self._clock(), False, FIRST_LOOK
         # Between the looks, not around them: a claim that is cut off may have taken the lease with it.
         until = asyncio.get_running_loop().time() + self._rules.patience.total_seconds()
         while True:
@@ -160,7 +160,8 @@ class LoginService:
             if asyncio.get_running_loop().time() >= until:
                 raise LoginInProgress(retry_after=ASK_AGAIN)
             has_waited = True
-            await asyncio.sleep(POLL_INTERVAL)
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, LONGEST_WAIT)
 
     async def log_in_anonymously(self, anon_key: str) -> LoggedIn:
         """That Toss issued the key does not prove whose it is: it serves as the bearer's secret, no more.
@@ -324,6 +325,12 @@ class LoginService:
         if user is None:
             raise UserNotFound
         return user
+
+    async def known(self, user_ids: Iterable[str]) -> set[str]:
+        """Those of them that are still users."""
+        async with self._database.transaction() as session:
+            found = await session.scalars(select(User.user_id).where(User.user_id.in_(list(user_ids))))
+            return set(found.all())
 
     async def find(self, user_key: int) -> User | None:
         key_hash = self._vault.hash("user_key", str(user_key))

@@ -10,6 +10,7 @@ from sqlalchemy import func, select
 
 from app.callbacks.tables import NoticeState
 from app.login.tables import LoginSession, User
+from app.toss.errors import NotSent
 from sandbox.callbacks import AuthEncoding
 from tests.callbacks.conftest import with_callbacks
 from tests.callbacks.toss import at_rest, content, notices
@@ -139,6 +140,8 @@ async def test_somebody_unknown_is_no_error(bff):
         b'{"userKey": {"a": 1}}',
         b"\xff\xfe\x00",
         b"[" * 8000,
+        b'{"userKey": 1, "userKey": 2}',
+        b'{"userKey": 1, "user_key": 2}',
         b'{"userKey": ' + b"9" * 5000 + b"}",
     ],
 )
@@ -227,6 +230,35 @@ async def test_a_notice_that_overtakes_our_own_commit_is_handled_again(bff):
     assert await count(bff, LoginSession) == 0
     (notice,) = await notices(bff)
     assert (notice.state, notice.outcome) == (NoticeState.HANDLED, "NOT_LINKED")  # as it was then
+
+
+async def test_a_login_soon_after_an_unlink_does_not_fail_because_toss_cannot_be_asked_again(bff):
+    """What the notice said is decided later; the code is spent, and the session must not be lost with it."""
+    await bff.log_in()
+    key = user_key(bff)
+    await unlink(bff)
+    await called(bff, key)
+    api = bff.resources.login._api
+    calls = []
+
+    class Second:
+        def __getattr__(self, name):
+            return getattr(api, name)
+
+        async def me(self, *given, **how):
+            calls.append(given)
+            if len(calls) > 1:
+                raise NotSent("away")
+            return await api.me(*given, **how)
+
+    bff.resources.login._api = Second()
+    login = await bff.log_in()
+    assert (await bff.me(login)).status_code == 200
+    assert [notice.state for notice in await notices(bff)] == [NoticeState.HANDLED, NoticeState.OPEN]
+    bff.resources.login._api = api
+    assert (await bff.resources.inbox.reconcile()).handled == 1
+    assert [notice.outcome for notice in await notices(bff)] == ["ENDED", "STALE"]
+    assert (await bff.me(login)).status_code == 200
 
 
 async def test_the_other_callback_keeps_what_comes_for_inspection(bff):

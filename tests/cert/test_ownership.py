@@ -5,8 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from sqlalchemy import delete, select
 
+from app.cert.tables import ResultState
 from app.cert.tables import Verification as Row
+from app.login.tables import User
 from app.main import create_app
 from app.server_keys import Scope
 from sandbox.miniapps import TossUser
@@ -329,6 +332,48 @@ async def test_leaving_erases_what_is_theirs_and_nothing_else(bff):
     answer = await bff.as_partner("GET", mine, "/signature", key)
     assert answer.status_code == 200
     assert_problem(await bff.as_partner("POST", mine, "/result", key), 410, "verification_erased")
+
+
+class WhileTossThinks:
+    """Toss Cert's API, during whose first call something else happens."""
+
+    def __init__(self, api, meanwhile) -> None:
+        self._api = api
+        self._meanwhile = [meanwhile]
+
+    def __getattr__(self, name):
+        return getattr(self._api, name)
+
+    async def request_one_touch(self):
+        started = await self._api.request_one_touch()
+        while self._meanwhile:
+            await self._meanwhile.pop()()
+        return started
+
+
+async def test_a_verification_that_begins_while_its_user_leaves_does_not_outlive_them(bff):
+    login = await bff.log_in()
+
+    async def leave():
+        assert (await bff.http.delete("/api/v1/me", headers=login.headers)).status_code == 204
+
+    bff.resources.cert._api = WhileTossThinks(bff.resources.cert._api, leave)
+    answer = await bff.http.post("/api/v1/cert/requests", headers=login.headers)
+    assert_problem(answer, 401, "session_required")
+    async with bff.resources.database.transaction() as session:
+        rows = (await session.scalars(select(Row))).all()
+    assert [row.result_state for row in rows] == [ResultState.ERASED]
+
+
+async def test_reconcile_erases_verifications_whose_user_is_gone(bff):
+    """As a crash between the two could leave it."""
+    login, other = await bff.log_in(), await bff.log_in("minor")
+    orphan, kept = await verify_as_owner(bff, login), await verify_as_owner(bff, other)
+    async with bff.resources.database.transaction() as session:
+        await session.execute(delete(User).where(User.user_id == login.user_id))
+    await bff.resources.departure.reconcile()
+    assert (await row_of(bff, orphan)).identity is None
+    assert (await row_of(bff, kept)).identity is not None
 
 
 # --- Every route of the OpenAPI document ---------------------------------------------------------------------

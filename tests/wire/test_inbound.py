@@ -294,7 +294,8 @@ async def test_a_proxy_that_nobody_has_configured_does_not_open_the_metrics_to_t
     async with calling(one) as (_, http):
         assert (await http.get("/metrics")).status_code == 200
         for forwarded in (ME, "10.1.2.3", ""):
-            assert (await http.get("/metrics", headers={"X-Forwarded-For": forwarded})).status_code == 403
+            for header in ("X-Forwarded-For", "X-Real-IP", "Forwarded", "Via"):
+                assert (await http.get("/metrics", headers={header: forwarded})).status_code == 403
 
 
 async def test_metrics_are_text_for_prometheus_and_name_nobody(one):
