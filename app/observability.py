@@ -63,7 +63,7 @@ SECRET_TEXTS = re.compile(
     r"|AES_(?:GCM|CBC)\$[A-Za-z0-9+/=$]*"  # an unwrapped session
     r"|eyJ[\w-]{8,}\.[\w-]+\.[\w-]*"  # JSON web tokens
     r"|(?i:bearer|basic)\s+[\w.~+/=-]+"
-    r"|(?:vt|sk|st)_[A-Za-z0-9_-]{20,}"  # our verification and session tokens and server keys
+    r"|\b(?:vt|sk|st)_[A-Za-z0-9_-]{20,}"  # our verification and session tokens and server keys
     r"|MII[A-Za-z0-9+/=]{60,}"  # DER in Base64: signatures, certificates, keys
     r"|CI0110000[0-9A-Za-z+/=]*"
 )

@@ -20,7 +20,7 @@ FORMS = re.compile(
     r"|AES_GCM\$"
     r"|eyJ[\w-]{10,}\."  # JSON web tokens
     r"|[Bb]earer [\w-]{8,}"
-    r"|(?:vt|sk|st)_[\w-]{20,}"
+    r"|\b(?:vt|sk|st)_[\w-]{20,}"
     r"|MII[\w+/]{40,}"
 )
 

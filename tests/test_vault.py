@@ -143,6 +143,21 @@ def test_every_column_with_personal_data_is_sealed():
             "tx_id", "request_type", "token_hash", "status", "created_at", "requested_at", "expires_at",
             "completion_seen_at", "completed_at", "result_state", "end_code", "reads_succeeded", "reads_unknown",
             "lease_id", "lease_until", "signature_report", "ci_hash", "di_hash", "stored_at", "erased_at",
+            "session_id", "user_id",
+        },
+        "app_user": {
+            "user_id", "kind", "key_hash", "link_version", "created_at", "linked_at", "unlinked_at", "scopes",
+            "agreed_terms", "ci_hash", "access_expires_at", "refresh_expires_at", "refresh_lease_id",
+            "refresh_lease_until", "unlink_wanted_at", "unlink_sent_at",
+        },
+        "login_session": {"session_id", "token_hash", "user_id", "created_at", "expires_at", "ends_at"},
+        "login_exchange": {
+            "code_hash", "state", "created_at", "lease_id", "lease_until", "settled_at", "problem", "toss_code",
+            "user_id",
+        },
+        "notice": {
+            "notice_id", "callback", "state", "outcome", "subject_hash", "content_hash", "open_key", "received_at",
+            "last_received_at", "deliveries", "attempts", "next_attempt_at", "handled_at",
         },
         "server_key": {"key_id", "name", "key_hash", "scopes", "created_at", "expires_at", "revoked_at"},
     }  # fmt: skip

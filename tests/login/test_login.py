@@ -228,9 +228,16 @@ async def test_two_replicas_exchange_once(settings, sandbox):
         first = asyncio.create_task(one.post_code(handed.authorization_code))
         await asyncio.to_thread(sandbox.state.wait_until, lambda state: state.held() == 1)
         other.clock.advance(seconds=4)  # "late" by its clock, but it has seen with its own eyes that it was not
-        async with all_arrived(other, 1) as arrived:
-            second = asyncio.create_task(other.post_code(handed.authorization_code))
-            await arrived.wait()
+        has_looked, claim = asyncio.Event(), other.resources.login._claim
+
+        async def look(*given, **how):
+            found = await claim(*given, **how)
+            has_looked.set()
+            return found
+
+        other.resources.login._claim = look
+        second = asyncio.create_task(other.post_code(handed.authorization_code))
+        await has_looked.wait()
         sandbox.state.release()
         bodies = [(await post).json() for post in (first, second)]
         assert bodies[0]["user"] == bodies[1]["user"]

@@ -307,6 +307,7 @@ async def test_nonsense_instead_of_tokens_makes_nobody(odd_bff, payload):
     assert exchange.grant is None
 
 
+@pytest.mark.parametrize("key", [443731103, "443731103", 443731103.0, "00443731103"], ids=repr)
 async def test_a_user_key_in_any_spelling_names_the_same_user(odd_bff, key):
     toss, bff = odd_bff
     toss.answers[odd.ME] = success({**MEMBER, "userKey": key})
