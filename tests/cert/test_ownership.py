@@ -365,6 +365,22 @@ async def test_a_verification_that_begins_while_its_user_leaves_does_not_outlive
     assert [row.result_state for row in rows] == [ResultState.ERASED]
 
 
+async def test_a_verification_that_begins_at_the_last_moment_of_its_user_is_erased_with_them(bff):
+    """After the user's verifications were erased, and before the user was."""
+    login = await bff.log_in()
+    erase = bff.resources.login.erase
+
+    async def late(user):
+        await start_as(bff, login)
+        return await erase(user)
+
+    bff.resources.login.erase = late
+    assert (await bff.http.delete("/api/v1/me", headers=login.headers)).status_code == 204
+    async with bff.resources.database.transaction() as session:
+        rows = (await session.scalars(select(Row))).all()
+    assert [row.result_state for row in rows] == [ResultState.ERASED]
+
+
 async def test_reconcile_erases_verifications_whose_user_is_gone(bff):
     """As a crash between the two could leave it."""
     login, other = await bff.log_in(), await bff.log_in("minor")
