@@ -441,12 +441,14 @@ async def test_recheck_hands_each_referrer_over_once(bff, unlinks):
     assert unlinks.calls == [(USER, "WITHDRAWAL_TOSS"), (USER, "UNLINK")]
 
 
-async def test_recheck_tells_its_caller_of_a_failure(bff, unlinks):
+async def test_recheck_makes_a_notice_of_what_cannot_be_decided_now(bff, unlinks):
     before = bff.clock()
     await call(bff)
     unlinks.errors.append(UpstreamUnavailable())
-    with pytest.raises(UpstreamUnavailable):
-        await bff.resources.inbox.recheck(USER, since=before)
+    await bff.resources.inbox.recheck(USER, since=before)
+    assert [notice.state for notice in await notices(bff)] == ["HANDLED", "OPEN"]
+    assert (await bff.resources.inbox.reconcile()).handled == 1
+    assert unlinks.calls == [(USER, "UNLINK")] * 3
 
 
 async def test_recheck_does_without_the_content_and_without_a_handler(bff, unlinks):
