@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any
 
 import structlog
 from sqlalchemy import ColumnElement, delete, select, update
@@ -53,7 +52,7 @@ from app.toss.errors import NotSent, TossError, TossRejected
 from app.toss.governor import Lane
 from app.toss.login import LoginApi, Profile
 from app.upstream import ASK_AGAIN
-from app.vault import UnsealError, Vault
+from app.vault import Sealed, UnsealError, Vault
 
 FIRST_LOOK, LONGEST_WAIT = 0.05, 0.5
 """Seconds between looks while another call exchanges the same code; each wait is half as long again."""
@@ -361,9 +360,8 @@ class LoginService:
         """
         if user.kind != UserKind.MEMBER or user.unlinked_at is not None:
             return
-        await self._note_unlink(
-            user, unlink_wanted_at=self._clock()
-        )  # of the last attempt: each is followed by a rest
+        # Of the last attempt: each is followed by a rest.
+        await self._note_unlink(user, unlink_wanted_at=self._clock())
         try:
             await self._unlink(user, lane=lane)
         except TossError as error:
@@ -553,7 +551,7 @@ def _was_spent(exchange: LoginExchange, *, before: datetime) -> bool:
     return exchange.state == ExchangeState.DONE and exchange.settled_at is not None and exchange.settled_at < before
 
 
-async def _keep_grant(session: AsyncSession, code_hash: str, grant: Any) -> None:  # noqa: ANN401 - a Sealed
+async def _keep_grant(session: AsyncSession, code_hash: str, grant: Sealed) -> None:
     await session.execute(
         update(LoginExchange)
         .where(LoginExchange.code_hash == code_hash, LoginExchange.state == ExchangeState.OPEN)
