@@ -505,7 +505,7 @@ async def test_each_scope_opens_its_own_doors(bff, scope):
         ("POST", f"/server/v1/cert/users/{NOBODY}/result"): Scope.CERT_READ,
         ("POST", f"/server/v1/cert/users/{NOBODY}/compare"): Scope.CERT_COMPARE,
     }
-    bodies = {"introspect": {"sessionToken": "x"}, "lookup": {"userKey": 1}}
+    bodies = {"introspect": {"sessionToken": "x"}, "user-lookup": {"userKey": 1}}
     for (method, path), needed in doors.items():
         body = bodies.get(path.rsplit("/", 1)[-1])
         answer = await bff.http.request(method, path, headers=key, json=body)
