@@ -61,7 +61,7 @@ def kept(callback: CallbackName, query: bytes, body: bytes) -> Arrival:
 
 def _login_unlink(fields: Mapping[str, Any], query: bytes, body: bytes) -> Arrival:
     callback = CallbackName.LOGIN_UNLINK
-    found = {_user_key(fields[spelling]) for spelling in USER_KEY_SPELLINGS if fields.get(spelling) is not None}
+    found = {_user_key(fields.get(spelling)) for spelling in USER_KEY_SPELLINGS} - {None}
     user_key = found.pop() if len(found) == 1 else None
     if user_key is None:
         return Arrival(callback, _as_it_came(query, body), state=NoticeState.UNREADABLE)
