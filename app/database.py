@@ -1,6 +1,8 @@
 """The database: one declarative base, constraint names, UTC instants, short transactions."""
 
 import asyncio
+import secrets
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -198,6 +200,22 @@ class LateWrites:
             await asyncio.wait(self._tasks, timeout=CALLERS_PATIENCE.total_seconds())
         for task in self._tasks:
             task.cancel()
+
+
+def time_ordered_id(now: datetime) -> str:
+    """A UUID of version 7 (RFC 9562): ids sort by time, so a page ends at an id, even at one that is erased."""
+    milliseconds = int(now.timestamp() * 1000)
+    return str(
+        uuid.UUID(
+            int=milliseconds << 80 | 0x7 << 76 | secrets.randbits(12) << 64 | 0b10 << 62 | secrets.randbits(62)
+        )
+    )
+
+
+def pause_after(attempts: int, *, first: timedelta, longest: timedelta) -> timedelta:
+    """Before the next attempt at something: twice as long each time."""
+    factor: int = 2 ** min(attempts, 20)  # enough for the longest; more would overflow
+    return min(first * factor, longest)
 
 
 def alembic_config(connection: Connection | None = None) -> Config:

@@ -159,6 +159,13 @@ NoticeReader = Annotated[PartnerServer, Depends(_partner(Scope.NOTICE_READ))]
 NoticeReplayer = Annotated[PartnerServer, Depends(_partner(Scope.NOTICE_REPLAY))]
 UserReader = Annotated[PartnerServer, Depends(_partner(Scope.USER_READ))]
 UserEraser = Annotated[PartnerServer, Depends(_partner(Scope.USER_ERASE))]
+OrderCreator = Annotated[PartnerServer, Depends(_partner(Scope.ORDER_CREATE))]
+PaymentReader = Annotated[PartnerServer, Depends(_partner(Scope.PAYMENT_READ))]
+PaymentRefunder = Annotated[PartnerServer, Depends(_partner(Scope.PAYMENT_REFUND))]
+BillingCharger = Annotated[PartnerServer, Depends(_partner(Scope.BILLING_CHARGE))]
+PurchaseReader = Annotated[PartnerServer, Depends(_partner(Scope.PURCHASE_READ))]
+EventReader = Annotated[PartnerServer, Depends(_partner(Scope.EVENT_READ))]
+EventReplayer = Annotated[PartnerServer, Depends(_partner(Scope.EVENT_REPLAY))]
 
 
 def _from_toss(configured: Callable[[CallbackSettings], SecretStr | None]) -> Callable[..., None]:
@@ -180,6 +187,8 @@ def _from_toss(configured: Callable[[CallbackSettings], SecretStr | None]) -> Ca
 
 LOGIN_UNLINK_CALLER = Depends(_from_toss(lambda callbacks: callbacks.login_unlink_auth))
 CONSENT_WITHDRAWAL_CALLER = Depends(_from_toss(lambda callbacks: callbacks.consent_withdrawal_auth))
+PAYMENT_CALLER = Depends(_from_toss(lambda callbacks: callbacks.payment_auth))
+IAP_SUBSCRIPTION_CALLER = Depends(_from_toss(lambda callbacks: callbacks.iap_subscription_auth))
 
 
 def _no_store(response: Response) -> None:

@@ -256,6 +256,146 @@ class ResultOutcomeUnknown(AppError):
     retryable = True
 
 
+# --- Payments, purchases ------------------------------------------------------------------------------------
+
+
+class IdempotencyKeyRequired(AppError):
+    code = "idempotency_key_required"
+    status = 400
+    title = "The Idempotency-Key header is missing or not 1 to 255 printable characters"
+
+
+class IdempotencyKeyReused(AppError):
+    code = "idempotency_key_reused"
+    status = 422
+    title = "This Idempotency-Key was used for another request"
+
+
+class ProductNotFound(AppError):
+    code = "product_not_found"
+    status = 404
+    title = "There is no such product"
+
+
+class OrderNotFound(AppError):
+    code = "order_not_found"
+    status = 404
+    title = "There is no such order, or it is not yours"
+
+
+class OrderNotPayable(AppError):
+    code = "order_not_payable"
+    status = 409
+    title = "This order is paid, cancelled or past its end"
+
+
+class PaymentNotFound(AppError):
+    code = "payment_not_found"
+    status = 404
+    title = "There is no such payment, or it is not yours"
+
+
+class PaymentNotApproved(AppError):
+    code = "payment_not_approved"
+    status = 409
+    title = "The user has not authenticated this payment"
+
+
+class PaymentInProgress(AppError):
+    code = "payment_in_progress"
+    status = 409
+    title = "Another call is at work on this payment"
+    retryable = True
+
+
+class PaymentEnded(AppError):
+    code = "payment_ended"
+    status = 409
+    title = "This payment is over; begin a new one"
+
+
+class PaymentRefused(AppError):
+    """Toss said a clear no; its code travels as data."""
+
+    code = "payment_refused"
+    status = 409
+    title = "Toss refused this payment"
+
+
+class PaymentHeld(AppError):
+    code = "payment_held"
+    status = 409
+    title = "What Toss says of this payment contradicts our record; somebody has to look at it"
+    level = logging.ERROR
+
+
+class RefundNotPossible(AppError):
+    code = "refund_not_possible"
+    status = 409
+    title = "This payment cannot be refunded"
+
+
+class RefundRefused(AppError):
+    """Toss said a clear no; its code travels as data."""
+
+    code = "refund_refused"
+    status = 409
+    title = "Toss refused this refund"
+    level = logging.WARNING
+
+
+class BillingKeyNotFound(AppError):
+    code = "billing_key_not_found"
+    status = 404
+    title = "There is no such billing key, or it is not yours"
+
+
+class BillingKeyNotActive(AppError):
+    code = "billing_key_not_active"
+    status = 409
+    title = "This billing key cannot be charged"
+
+
+class PurchaseNotFound(AppError):
+    code = "purchase_not_found"
+    status = 404
+    title = "There is no such purchase, or it is not yours"
+
+
+class PurchaseNotReady(AppError):
+    code = "purchase_not_ready"
+    status = 409
+    title = "Toss does not show this order as paid yet"
+    retryable = True
+
+
+class PurchaseFailed(AppError):
+    code = "purchase_failed"
+    status = 409
+    title = "This order was not paid, or is not of this mini-app"
+
+
+class PurchaseRefunded(AppError):
+    code = "purchase_refunded"
+    status = 409
+    title = "This order was refunded"
+
+
+# --- Events: what the partner's server is told --------------------------------------------------------------
+
+
+class EventNotFound(AppError):
+    code = "event_not_found"
+    status = 404
+    title = "There is no such event"
+
+
+class EventsNotConfigured(AppError):
+    code = "events_not_configured"
+    status = 409
+    title = "There is no address to which events could be delivered"
+
+
 # --- What we depend on --------------------------------------------------------------------------------------
 
 

@@ -28,6 +28,13 @@ class Scope(StrEnum):
     USER_ERASE = "user:erase"
     NOTICE_READ = "notice:read"
     NOTICE_REPLAY = "notice:replay"
+    ORDER_CREATE = "order:create"
+    PAYMENT_READ = "payment:read"
+    PAYMENT_REFUND = "payment:refund"
+    BILLING_CHARGE = "billing:charge"
+    PURCHASE_READ = "purchase:read"
+    EVENT_READ = "event:read"
+    EVENT_REPLAY = "event:replay"
 
 
 class ServerKey(Base):

@@ -119,6 +119,17 @@ def _console_value(value: SecretStr) -> SecretStr:
     return value
 
 
+def _webhook_secret(value: SecretStr) -> SecretStr:
+    prefix, _, text = value.get_secret_value().partition("_")
+    try:
+        key = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        key = b""
+    if prefix != "whsec" or not 24 <= len(key) <= 64:  # noqa: PLR2004 - as Standard Webhooks has it
+        raise ValueError("must be whsec_ and 24 to 64 bytes in Base64")
+    return value
+
+
 def _word_for_nothing(value: object) -> object:
     return None if value == "none" else value
 
@@ -151,6 +162,7 @@ Duration = Annotated[Seconds, Field(gt=timedelta(0))]
 Instant = Annotated[datetime, BeforeValidator(_aware_instant)]
 CallbackName = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,40}$")]
 ConsoleValue = Annotated[SecretStr, AfterValidator(_console_value)]
+WebhookSecret = Annotated[SecretStr, AfterValidator(_webhook_secret)]
 KeyId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")]
 
 
@@ -168,6 +180,8 @@ class ServerSettings(Group):
     docs_enabled: bool | None = None
     """None: `/docs` and `/openapi.json` are served except in production."""
     shutdown_grace: Duration = timedelta(seconds=25)
+    reconcile_every: Annotated[Seconds, Field(ge=timedelta(0))] = timedelta(seconds=30)
+    """How often each process settles what is open, delivers events and looks for refunds; 0: never by itself."""
 
 
 class LoggingSettings(Group):
@@ -200,6 +214,9 @@ class CallbackSettings(Group):
     login_unlink_auth: ConsoleValue | None = None
     """As it was typed into the console."""
     consent_withdrawal_auth: ConsoleValue | None = None
+    payment_auth: ConsoleValue | None = None
+    """Apps in Toss documents no payment callback; plain Toss Pay has one (apps-in-toss reference 14.4)."""
+    iap_subscription_auth: ConsoleValue | None = None
     retention_days: int = Field(90, ge=1)
     """How long a notice is kept after it was handled; open ones stay."""
 
@@ -311,6 +328,8 @@ class TossSettings(Group):
     """The Apps-in-Toss partner API, which wants a client certificate. Unused until one is given."""
 
     api_url: Url = "https://apps-in-toss-api.toss.im"
+    pay_url: Url = "https://pay-apps-in-toss-api.toss.im"
+    """Toss Pay has a host of its own (apps-in-toss reference 2.1)."""
     ca_file: Path | None = None
     certificate_folder: Path | None = None
     """A folder of pairs (`<name>_public.crt`, `<name>_private.key`); changes are noticed without a restart."""
@@ -360,6 +379,68 @@ class LoginSettings(Group):
     """For so long a user who has unlinked is recognised on return; their personal data goes at once."""
 
 
+class PaySettings(Group):
+    """Toss Pay. Needs a client certificate (`BFF_TOSS__...`) and a contract."""
+
+    mode: Literal["test", "live"] | None = None
+    """None: there are no payments here. `test` sends `isTestPayment: true`, which moves no money."""
+    order_prefix: str = Field("", pattern=r"^[A-Za-z0-9]{0,8}$")
+    """Put into every orderNo, to tell apart several services of one merchant."""
+    catalogue_file: Path | None = None
+    """What a mini-app may buy by name; JSON, read again when it changes."""
+    status_by_order_no: bool = True
+    """Whether Toss answers get-payment-status without a payToken: guide and OpenAPI differ (reference 8.5, 18)."""
+    abandon_after: Duration = timedelta(hours=24)
+    """A payment that nobody has executed by then is over here, whatever Toss still says of it."""
+    retention_days: int = Field(1825, ge=1)
+    """After its last change a payment is erased."""
+
+
+class BillingSettings(Group):
+    """Toss Pay's recurring payment. Known from a digest only (apps-in-toss reference 9), so off unless enabled."""
+
+    enabled: bool = False
+    api_url: Url = "https://pay-apps-in-toss-api.toss.im"
+    """The digest prints the other host; open (reference 9, 18)."""
+    path_prefix: UrlPath = "/api-partner/v1/apps-in-toss/pay"
+    refund_path: Literal["refund-payment", "refund-billing"] = "refund-payment"
+    """Plain Toss Pay refunds charges like payments; the other name was mentioned once."""
+    status_field: str = Field("status", pattern=r"^[A-Za-z]{1,40}$")
+    """Where get-billing-key-status answers the status: not documented."""
+
+
+class PurchaseSettings(Group):
+    """In-app purchase. Needs a client certificate (`BFF_TOSS__...`)."""
+
+    sends_user_key: bool = True
+    """Name the user who is logged in to get-order-status, so that Toss checks whose order it is."""
+    visibility_wait: Annotated[Seconds, Field(ge=timedelta(0), le=timedelta(seconds=25))] = timedelta(seconds=15)
+    """How long a grant waits until Toss shows a new order; the SDK gives up after 30 seconds (reference 10.2)."""
+    notice_zone: Literal["Asia/Seoul", "UTC"] = "Asia/Seoul"
+    """Of the times in subscription callbacks and order status, which name none (reference 14.2, open)."""
+    renewal_cycles: dict[str, Literal["WEEKLY", "MONTHLY", "YEARLY"]] = {}
+    """By sku; for the end of a subscription whose callback names none."""
+    expiry_grace: Annotated[Seconds, Field(ge=timedelta(0))] = timedelta(days=1)
+    """A subscription lives on for so long after its end, as a notice of renewal may be late."""
+    refund_check_every: Duration = timedelta(days=1)
+    refund_watch_days: int = Field(60, ge=0)
+    """For so long after the grant it is checked whether the order was refunded; nobody tells."""
+    retention_days: int = Field(1825, ge=1)
+
+
+class EventSettings(Group):
+    """What the partner's server is told, signed as Standard Webhooks."""
+
+    url: Url | None = None
+    """None: events are kept for `GET /server/v1/events` only."""
+    secrets: tuple[WebhookSecret, ...] = ()
+    """`whsec_...`; each signs, so that a secret can be changed without a gap."""
+    ca_file: Path | None = None
+    timeout: Duration = timedelta(seconds=15)
+    give_up_after: Duration = timedelta(days=3)
+    retention_days: int = Field(90, ge=1)
+
+
 class FaultSettings(Group):
     """For tests of crashes only; production refuses every value."""
 
@@ -389,6 +470,10 @@ class Settings(BaseSettings):
     toss: TossSettings = TossSettings()
     budget: BudgetSettings = BudgetSettings()
     login: LoginSettings = LoginSettings()
+    pay: PaySettings = PaySettings()
+    billing: BillingSettings = BillingSettings()
+    purchases: PurchaseSettings = PurchaseSettings()
+    events: EventSettings = EventSettings()
     fault: FaultSettings = FaultSettings()
 
     @property
@@ -452,6 +537,15 @@ class Settings(BaseSettings):
                 "BFF_LOGIN__RETENTION_DAYS: must not end before BFF_LOGIN__SESSION_ABSOLUTE",
                 timedelta(days=self.login.retention_days) < self.login.session_absolute,
             ),
+            (
+                "BFF_EVENTS__SECRETS: an events address needs one",
+                self.events.url is not None and not self.events.secrets,
+            ),
+            ("BFF_BILLING__ENABLED: needs BFF_PAY__MODE", self.billing.enabled and self.pay.mode is None),
+            (
+                "BFF_PAY__MODE: live payments are for production only",
+                self.pay.mode == "live" and self.environment != "production",
+            ),
         ]
 
     def _production_checks(self, now: datetime) -> list[tuple[str, bool]]:
@@ -461,6 +555,8 @@ class Settings(BaseSettings):
             "BFF_CERT__TOKEN_URL": cert.token_url,
             "BFF_CERT__API_URL": cert.api_url,
             "BFF_TOSS__API_URL": self.toss.api_url,
+            "BFF_TOSS__PAY_URL": self.toss.pay_url,
+            "BFF_BILLING__API_URL": self.billing.api_url,
         }
         keys = {f"BFF_VAULT__KEYS[{key_id}]": vault.key_bytes(key) for key_id, key in vault.keys.items()}
         keys["BFF_VAULT__HASH_KEY"] = vault.key_bytes(vault.hash_key)
@@ -529,7 +625,21 @@ class Settings(BaseSettings):
                 for name, is_short in (
                     ("BFF_CALLBACKS__LOGIN_UNLINK_AUTH", _is_short(self.callbacks.login_unlink_auth)),
                     ("BFF_CALLBACKS__CONSENT_WITHDRAWAL_AUTH", _is_short(self.callbacks.consent_withdrawal_auth)),
+                    ("BFF_CALLBACKS__PAYMENT_AUTH", _is_short(self.callbacks.payment_auth)),
+                    ("BFF_CALLBACKS__IAP_SUBSCRIPTION_AUTH", _is_short(self.callbacks.iap_subscription_auth)),
                 )
+            ),
+            ("BFF_PAY__MODE: test payments are not for production", self.pay.mode == "test"),
+            *(
+                (
+                    "BFF_EVENTS__SECRETS: a placeholder, not a random secret",
+                    _is_placeholder(base64.b64decode(secret.get_secret_value().partition("_")[2])),
+                )
+                for secret in self.events.secrets
+            ),
+            (
+                "BFF_EVENTS__URL: must be https",
+                self.events.url is not None and not self.events.url.startswith("https://"),
             ),
             ("BFF_FAULT__PAUSE_AT: for tests of crashes only", self.fault.pause_at is not None),
         ]

@@ -21,12 +21,11 @@ from app.callbacks.tables import (
     NoticeState,
     close,
     forget,
-    new_notice_id,
     place_of_content,
     postpone,
     record,
 )
-from app.database import Database
+from app.database import Database, time_ordered_id
 from app.errors import (
     AppError,
     InternalError,
@@ -167,7 +166,7 @@ class Inbox:
 
         Raises: StorageUnavailable.
         """
-        notice_id = new_notice_id(received_at)
+        notice_id = time_ordered_id(received_at)
         content = json.dumps(arrival.content, sort_keys=True)
         content_hash = self._vault.hash("notice_content", f"{arrival.callback}\x1f{content}")
         is_open = arrival.state is NoticeState.OPEN

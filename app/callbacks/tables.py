@@ -1,7 +1,5 @@
 """What is stored of a callback, and the statements whose concurrency matters."""
 
-import secrets
-import uuid
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
@@ -11,7 +9,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.database import Base, Instant
+from app.database import Base, Instant, pause_after
 from app.vault import Place, Sealed, SealedColumn
 
 MAX_OUTCOME = 32
@@ -26,6 +24,8 @@ FIRST_PAUSE, LONGEST_PAUSE = timedelta(seconds=30), timedelta(hours=1)
 class CallbackName(StrEnum):
     LOGIN_UNLINK = "login-unlink"
     CONSENT_WITHDRAWAL = "consent-withdrawal"
+    PAYMENT = "payment"
+    IAP_SUBSCRIPTION = "iap-subscription"
 
 
 class NoticeState(StrEnum):
@@ -69,16 +69,6 @@ class Notice(Base):
     next_attempt_at: Mapped[datetime | None] = mapped_column(Instant)
     """Of an open one: from when on reconcile handles it."""
     handled_at: Mapped[datetime | None] = mapped_column(Instant)
-
-
-def new_notice_id(now: datetime) -> str:
-    """A UUID of version 7 (RFC 9562): ids sort by time, so a page ends at an id, even at one that is erased."""
-    milliseconds = int(now.timestamp() * 1000)
-    return str(
-        uuid.UUID(
-            int=milliseconds << 80 | 0x7 << 76 | secrets.randbits(12) << 64 | 0b10 << 62 | secrets.randbits(62)
-        )
-    )
 
 
 def place_of_content(notice_id: str) -> Place:
@@ -154,10 +144,8 @@ async def postpone(session: AsyncSession, notice: Notice, *, now: datetime) -> N
     await session.execute(
         update(Notice)
         .where(Notice.notice_id == notice.notice_id, Notice.state == NoticeState.OPEN)
-        .values(attempts=Notice.attempts + 1, next_attempt_at=now + pause_after(notice.attempts))
+        .values(
+            attempts=Notice.attempts + 1,
+            next_attempt_at=now + pause_after(notice.attempts, first=FIRST_PAUSE, longest=LONGEST_PAUSE),
+        )
     )
-
-
-def pause_after(attempts: int) -> timedelta:
-    factor: int = 2 ** min(attempts, 20)  # enough for the longest; more would overflow
-    return min(FIRST_PAUSE * factor, LONGEST_PAUSE)

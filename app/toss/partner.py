@@ -1,6 +1,7 @@
 """The Apps-in-Toss partner API: envelope, deadlines, and the budget that every call spends (reference 3)."""
 
 import asyncio
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -201,3 +202,32 @@ class PartnerApi:
             seconds = error.data.get("retryAfterSeconds")
             await self._governor.pause(seconds)
             raise BudgetExhausted(pause_length(seconds), limit="pause") from None
+
+
+@dataclass(frozen=True)
+class TossUser:
+    """By what Toss knows the user of a call: exactly one of the two (apps-in-toss reference 4)."""
+
+    user_key: int | None = None
+    anon_key: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.user_key is None) == (self.anon_key is None):
+            raise ValueError("a Toss user has either a userKey or an anonymous key")
+
+    @override
+    def __repr__(self) -> str:
+        return "TossUser(...)"
+
+    def headers(self) -> dict[str, str]:
+        if self.user_key is not None:
+            return {"x-toss-user-key": str(self.user_key)}
+        return {"x-anon-key": self.anon_key or ""}
+
+    def dump(self) -> str:
+        return json.dumps({"userKey": self.user_key, "anonKey": self.anon_key})
+
+    @classmethod
+    def load(cls, text: str) -> "TossUser":
+        stored = json.loads(text)
+        return cls(stored["userKey"], stored["anonKey"])

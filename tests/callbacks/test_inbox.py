@@ -8,7 +8,8 @@ import pytest
 from sqlalchemy import update
 
 from app.callbacks.inbox import Arrival, Inbox, unlinking
-from app.callbacks.tables import CallbackName, Notice, NoticeState, new_notice_id, pause_after
+from app.callbacks.tables import FIRST_PAUSE, LONGEST_PAUSE, CallbackName, Notice, NoticeState
+from app.database import pause_after, time_ordered_id
 from app.errors import StorageUnavailable, UpstreamTimeout, UpstreamUnavailable
 from app.reconcile import reconcile
 from app.reseal import reseal
@@ -275,7 +276,7 @@ async def test_the_pauses_double_up_to_an_hour(bff, unlinks):
     expected = [30, 60, 120, 240, 480, 960, 1920, 3600, 3600]
     assert [round(pause.total_seconds() / 10) * 10 for pause in pauses] == expected
     assert (await only_notice(bff)).state == "HANDLED"
-    assert pause_after(10_000) == timedelta(hours=1)
+    assert pause_after(10_000, first=FIRST_PAUSE, longest=LONGEST_PAUSE) == timedelta(hours=1)
 
 
 async def test_one_failing_notice_keeps_no_other(bff):
@@ -397,9 +398,9 @@ async def test_the_days_of_retention_are_the_operators(embedded, sandbox):
 
 async def test_ids_sort_by_time():
     at = datetime(2026, 9, 1, tzinfo=UTC)
-    ids = [new_notice_id(at + timedelta(milliseconds=n)) for n in (0, 1, 2, 50, 10**6, 10**9)]
+    ids = [time_ordered_id(at + timedelta(milliseconds=n)) for n in (0, 1, 2, 50, 10**6, 10**9)]
     assert sorted(ids) == ids
-    assert len({new_notice_id(at) for _ in range(100)}) == 100
+    assert len({time_ordered_id(at) for _ in range(100)}) == 100
     assert {(each[14], each[19] in "89ab") for each in ids} == {("7", True)}
 
 

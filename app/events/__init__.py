@@ -1,0 +1,1 @@
+"""What the partner's server is told, at least once."""

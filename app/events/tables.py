@@ -1,0 +1,57 @@
+"""What is stored of an event, until the partner's server has it and for a while after."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import JSON, CheckConstraint, Index, String
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.database import Base, Instant
+
+
+class EventType(StrEnum):
+    VERIFICATION_COMPLETED = "verification.completed"
+    LOGIN_UNLINKED = "login.unlinked"
+    PAYMENT_PAID = "payment.paid"
+    PAYMENT_REFUNDED = "payment.refunded"
+    PAYMENT_HELD = "payment.held"
+    PURCHASE_GRANTED = "purchase.granted"
+    PURCHASE_REFUNDED = "purchase.refunded"
+    SUBSCRIPTION_CHANGED = "subscription.changed"
+
+
+class EventState(StrEnum):
+    PENDING = "PENDING"
+    """To be delivered; `next_attempt_at` says from when on."""
+    DELIVERED = "DELIVERED"
+    GIVEN_UP = "GIVEN_UP"
+    """The partner's server has not taken it in all that time. It can be replayed."""
+    KEPT = "KEPT"
+    """There was no address to deliver to."""
+
+
+class Event(Base):
+    """One thing that has happened. Holds ids, states and amounts, never anything of a person."""
+
+    __tablename__ = "event"
+    __table_args__ = (
+        CheckConstraint("(state = 'PENDING') = (next_attempt_at IS NOT NULL)", name="next_attempt"),
+        Index("ix_event_state_next_attempt_at", "state", "next_attempt_at"),
+        Index("ix_event_subject", "subject"),
+    )
+
+    event_id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    type: Mapped[str] = mapped_column(String(40))
+    subject: Mapped[str] = mapped_column(String(64))
+    """What it is about: a txId, a userId, an orderNo, an orderId."""
+    data: Mapped[dict[str, Any]] = mapped_column(JSON)
+    occurred_at: Mapped[datetime] = mapped_column(Instant)
+    state: Mapped[str] = mapped_column(String(16))
+    attempts: Mapped[int]
+    next_attempt_at: Mapped[datetime | None] = mapped_column(Instant)
+    lease_id: Mapped[str | None] = mapped_column(String(36))
+    lease_until: Mapped[datetime | None] = mapped_column(Instant)
+    last_status: Mapped[int | None]
+    """HTTP status of the last answer; None when there was none."""
+    delivered_at: Mapped[datetime | None] = mapped_column(Instant)

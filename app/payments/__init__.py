@@ -1,0 +1,1 @@
+"""Toss Pay: orders, payments, refunds, recurring payment."""

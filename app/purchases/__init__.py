@@ -1,0 +1,1 @@
+"""In-app purchase: grants, refunds, subscriptions, and to what they entitle."""
