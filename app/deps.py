@@ -1,9 +1,10 @@
 """From a request to what its route needs; the only `Depends()` of the project."""
 
+import re
 from collections.abc import Awaitable, Callable
 from typing import Annotated
 
-from fastapi import Depends, Request, Response
+from fastapi import Depends, Header, Request, Response
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import SecretStr
 from starlette.requests import HTTPConnection
@@ -15,6 +16,7 @@ from app.cert.service import CertService, Holder, LoggedIn, PartnerServer
 from app.departure import Departure
 from app.errors import (
     CallbackUnauthorized,
+    IdempotencyKeyRequired,
     NotFound,
     ScopeMissing,
     ServerKeyRequired,
@@ -23,9 +25,15 @@ from app.errors import (
 )
 from app.login.service import LoginService
 from app.login.sessions import TOKEN_PREFIX, LiveSession
+from app.payments.billing import BillingService
+from app.payments.ledger import Ledger, Payer
+from app.payments.orders import Orders
+from app.payments.service import PaymentService
 from app.resources import Resources
 from app.server_keys import Scope
 from app.settings import CallbackSettings, Settings
+
+IDEMPOTENCY_KEY = re.compile(r"[ -~]{1,255}")
 
 
 def _resources(request: Request) -> Resources:
@@ -56,10 +64,30 @@ def _departure(resources: ResourcesDep) -> Departure:
     return resources.departure
 
 
+def _ledger(resources: ResourcesDep) -> Ledger:
+    return resources.payments.ledger
+
+
+def _orders(resources: ResourcesDep) -> Orders:
+    return resources.orders
+
+
+def _payments(resources: ResourcesDep) -> PaymentService:
+    return resources.payments
+
+
+def _billing(resources: ResourcesDep) -> BillingService:
+    return resources.billing
+
+
 SettingsDep = Annotated[Settings, Depends(_settings)]
 InboxDep = Annotated[Inbox, Depends(_inbox)]
 LoginDep = Annotated[LoginService, Depends(_login)]
 DepartureDep = Annotated[Departure, Depends(_departure)]
+LedgerDep = Annotated[Ledger, Depends(_ledger)]
+OrdersDep = Annotated[Orders, Depends(_orders)]
+PaymentsDep = Annotated[PaymentService, Depends(_payments)]
+BillingDep = Annotated[BillingService, Depends(_billing)]
 CertDep = Annotated[CertService, Depends(_cert)]
 
 
@@ -116,6 +144,27 @@ async def _owner(
     live = await _session(login, bearer)
     return LoggedIn(live.session.session_id, live.user.user_id)
 
+
+def _payer(live: SessionDep, login: LoginDep) -> Payer:
+    """Whom Toss is told is paying: from the session only, never from what a mini-app says."""
+    return Payer(live.user.user_id, live.user.key_hash, login.toss_user_of(live.user))
+
+
+PayerDep = Annotated[Payer, Depends(_payer)]
+
+
+def _idempotency_key(
+    key: Annotated[
+        str | None,
+        Header(alias="Idempotency-Key", description="Required: 1 to 255 printable ASCII characters of your choice"),
+    ] = None,
+) -> str:
+    if key is None or IDEMPOTENCY_KEY.fullmatch(key) is None:
+        raise IdempotencyKeyRequired
+    return key
+
+
+IdempotencyKeyDep = Annotated[str, Depends(_idempotency_key)]
 
 OwnerDep = Annotated[LoggedIn | None, Depends(_owner)]
 

@@ -16,6 +16,8 @@ class EventType(StrEnum):
     PAYMENT_PAID = "payment.paid"
     PAYMENT_REFUNDED = "payment.refunded"
     PAYMENT_HELD = "payment.held"
+    PAYMENT_FAILED = "payment.failed"
+    PAYMENT_REFUND_REFUSED = "payment.refund_refused"
     PURCHASE_GRANTED = "purchase.granted"
     PURCHASE_REFUNDED = "purchase.refunded"
     SUBSCRIPTION_CHANGED = "subscription.changed"
