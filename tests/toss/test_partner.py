@@ -23,7 +23,7 @@ from app.toss.errors import (
     Unintelligible,
 )
 from app.toss.governor import MAX_PAUSE, MIN_PAUSE, USUAL_PAUSE, Lane, SubLimit
-from app.toss.partner import PartnerApi, PartnerWire, Payload, read_envelope
+from app.toss.partner import PartnerApi, PartnerWire, Payload, plain_text, read_envelope, whole_number
 from app.toss.transport import Answer
 from tests.hosts import Connection, Host, answering, silence, tls_of
 from tests.servers import free_port
@@ -357,6 +357,83 @@ def test_bad_fields_are_named_but_never_shown(fields):
     with pytest.raises(Unintelligible, match=r"bad fields: (text|number)") as caught:
         Payload(200, fields).parse(Model)
     assert SECRET not in everything_said_by(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        (3599, 3599),
+        ("3599", 3599),
+        (" 3599 ", None),
+        (3599.0, 3599),
+        (0, 0),
+        (-5, -5),
+        (2**53, 2**53),
+        (float(2**53), None),
+        (1.2345678901234567e18, None),
+        ("0007", 7),
+        (True, None),
+        (None, None),
+        (1.5, None),
+        ("1.5", None),
+        ("-5", -5),
+        ("--5", None),
+        ("+5", None),
+        (2**63 - 1, 2**63 - 1),
+        (1 - 2**63, 1 - 2**63),
+        (2**63, None),
+        (-(10**30), None),
+        ("9223372036854775807", 2**63 - 1),
+        ("9223372036854775808", None),
+        ("", None),
+        ("１２", None),
+        ("1_0", None),
+        ("9" * 20, None),
+        (float("nan"), None),
+        (float("inf"), None),
+        ([1], None),
+        ({}, None),
+    ],
+    ids=repr,
+)
+def test_numbers_are_read_as_far_as_they_can_be_told_apart(value, number):
+    """From 2**53 on a float stands for several integers: two users would be one."""
+    assert whole_number(value) == number
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("결제 완료", "결제 완료"),
+        (0, "0"),
+        (-5, "-5"),
+        ("null", "null"),
+        ("x" * 255, "x" * 255),
+        ("x" * 256, None),
+        (10**30, None),
+        ("", None),
+        ("a\n", None),
+        ("a\0", None),
+        ("\ud800", None),
+        (1.5, None),
+        (True, None),
+        (None, None),
+        (["a"], None),
+        ({}, None),
+    ],
+    ids=repr,
+)
+def test_a_text_is_what_can_be_stored_and_shown(value, text):
+    assert plain_text(value) == text
+
+
+def test_a_field_without_which_an_answer_says_nothing():
+    payload = Payload(202, {"status": "ACTIVE", "other": [SECRET]})
+    assert payload.text("status") == "ACTIVE"
+    for name in ("other", "absent"):
+        with pytest.raises(Unintelligible, match=f"no {name} ") as caught:
+            payload.text(name)
+        assert SECRET not in everything_said_by(caught.value)
 
 
 def test_a_payload_does_not_show_itself():
