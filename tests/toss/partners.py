@@ -63,7 +63,7 @@ def transport_at(
     """`folder` holds the client certificates."""
     return MutualTransport(
         sources=CertificateSources(folder=folder),
-        probe_url=f"{url}/probe",
+        probe_urls=[f"{url}/probe"],
         ca_file=ca_file,
         pool_size=pool_size,
         connect_timeout=connect,
