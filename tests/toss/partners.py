@@ -1,6 +1,7 @@
 """A partner API client in one piece, and a budget that counts what it is asked."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from app.toss.certificates import CertificateSources
 from app.toss.governor import BudgetRules, Charge, Decision, Governor, Verdict
 from app.toss.partner import PartnerApi
 from app.toss.transport import MutualTransport
+from tests.hosts import Connection, Host, tls_of
 
 LONG = timedelta(seconds=20)
 
@@ -87,3 +89,42 @@ async def partner_at(
 ) -> AsyncIterator[Partner]:
     async with transport_at(url, **how) as transport:
         yield partner_over(transport, url, pot=pot, deadline=deadline)
+
+
+def saying(payload: object) -> bytes:
+    """Success, in Toss's envelope."""
+    return json.dumps({"resultType": "SUCCESS", "success": payload}).encode()
+
+
+@asynccontextmanager
+async def talking_to(
+    ca: Any, *bodies: bytes | None, status: str = "200 OK"
+) -> AsyncIterator[tuple[PartnerApi, Host]]:
+    """A host that answers one after the other, the last again and again. None ends a connection without an answer.
+
+    A cookie comes with every answer.
+    """
+    left = list(bodies)
+
+    async def script(connection: Connection) -> None:
+        while await connection.request() is not None:
+            body = left.pop(0) if len(left) > 1 else left[0]
+            if body is None:
+                connection.reset()
+                return
+            connection.send(body, status=status, Set_Cookie="who=somebody; Path=/")
+            await connection.writer.drain()
+
+    async with (
+        Host.running(script, tls=tls_of(ca)) as host,
+        partner_at(host.url.removesuffix("/call"), ca_file=ca.file, folder=ca.pairs) as toss,
+    ):
+        yield toss.api, host
+
+
+def read(request: bytes) -> tuple[str, dict[str, str], Any]:
+    """The first line, the headers, the body."""
+    head, _, body = request.partition(b"\r\n\r\n")
+    line, *headers = head.decode("ascii").split("\r\n")
+    named = {name.lower(): value for name, _, value in (header.partition(": ") for header in headers)}
+    return line, named, json.loads(body) if body else None

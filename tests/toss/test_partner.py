@@ -670,21 +670,8 @@ async def test_lanes_and_limits_reach_the_budget():
 # --- Real connections -------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def ca(tmp_path_factory):
-    authority = trustme.CA()
-    authority.folder = tmp_path_factory.mktemp("ca")
-    authority.file = authority.folder / "ca.pem"
-    authority.cert_pem.write_to_path(str(authority.file))
-    pair = authority.issue_cert("client@mini.app", common_name="mini-app")
-    (authority.folder / "pairs").mkdir()
-    pair.private_key_pem.write_to_path(str(authority.folder / "pairs" / "app_private.key"))
-    pair.cert_chain_pems[0].write_to_path(str(authority.folder / "pairs" / "app_public.crt"))
-    return authority
-
-
 def partner(ca, url: str, **how):
-    return partner_at(url.removesuffix("/call"), ca_file=ca.file, folder=ca.folder / "pairs", **how)
+    return partner_at(url.removesuffix("/call"), ca_file=ca.file, folder=ca.pairs, **how)
 
 
 OK = b'{"resultType":"SUCCESS","success":{"a":1}}'
