@@ -1,10 +1,12 @@
 """`python -m app doctor`: looks at everything the service depends on and explains each fault with a fix."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 from ssl import cert_time_to_seconds
 from urllib.parse import urlsplit
 
@@ -14,13 +16,18 @@ from app.resources import Resources
 from app.shared_state import SharedStateUnavailable
 from app.toss.certificates import expiry_mark
 from app.toss.errors import CertificateRefused, NotSent, OutcomeUnknown, TossError, TossRejected, Unintelligible
-from app.toss.transport import Probe
+from app.toss.transport import MutualTransport, Probe
 
 CLOCK_TOLERANCE = timedelta(seconds=5)
 """Leases are counted on each replica's own clock: the difference must stay well below lease minus deadline."""
 CERTIFICATE_WARNING = timedelta(days=30)
 PATIENCE = 15.0
 """Seconds for one check."""
+TOSS_ADDRESSES = {
+    "BFF_CERT": "117.52.3.222, 117.52.3.235, 211.115.96.222 and 211.115.96.235",
+    "BFF_TOSS": "117.52.3.192, 211.115.96.192 and 106.249.5.192 (Toss Pay: .195 of each)",
+}
+"""Behind the hosts of a group of settings (toss-cert and apps-in-toss references, on firewalls)."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,7 @@ async def examine(resources: Resources) -> AsyncIterator[Finding]:
         checks[_name(origin)] = partial(_host, origin=origin)
     checks["client certificate"] = _client_certificate
     checks["toss login"] = _login
+    checks["toss pay"] = _pay
     for name, check in checks.items():
         try:
             async with asyncio.timeout(PATIENCE):
@@ -120,6 +128,37 @@ async def _login(resources: Resources) -> list[Finding]:
     return [_ok("toss login", f"{personal}; the unlink callback {callback}")]
 
 
+async def _pay(resources: Resources) -> list[Finding]:
+    """What is set. Whether the merchant's contract allows it shows at the first payment only."""
+    check, pay = "toss pay", resources.settings.pay
+    if pay.mode is None:
+        return [_ok(check, "off (BFF_PAY__MODE is not set)")]
+    if resources.partner_transport is None:
+        fix = "Give the pair from the console (BFF_TOSS__CERTIFICATE_FOLDER)."
+        return [_fault(check, "not possible: no client certificate is configured", fix)]
+    mode = "live: money moves" if pay.mode == "live" else "test: no money moves"
+    recurring = "on" if resources.settings.billing.enabled else "off (BFF_BILLING__ENABLED)"
+    findings = [_ok(check, f"{mode}; recurring payment is {recurring}")]
+    if pay.catalogue_file is None:
+        lacks = "no catalogue (BFF_PAY__CATALOGUE_FILE): only orders of the partner's server can be paid"
+        return [*findings, _ok(check, lacks)]
+    fault = _json_fault(pay.catalogue_file)
+    if fault is None:
+        return [*findings, _ok(check, "the catalogue can be read")]
+    fix = "Check BFF_PAY__CATALOGUE_FILE, and that this user may read it."
+    return [*findings, _fault(check, f"the catalogue {fault}", fix)]
+
+
+def _json_fault(file: Path) -> str | None:
+    try:
+        json.loads(file.read_bytes())
+    except OSError as error:
+        return f"cannot be read ({error.strerror or type(error).__name__})"
+    except (ValueError, RecursionError):
+        return "is not JSON"
+    return None
+
+
 async def _token(resources: Resources) -> list[Finding]:
     try:
         token = await resources.cert_tokens.fetch()
@@ -142,7 +181,7 @@ async def _host(resources: Resources, *, origin: str) -> list[Finding]:
 
 
 async def _client_certificate(resources: Resources) -> list[Finding]:
-    """Every pair that lies there, and whether the partner API takes the one in use."""
+    """Every pair that lies there, and whether each host of the partner API takes the one in use."""
     check, transport = "client certificate", resources.partner_transport
     if transport is None:
         return [_ok(check, "none given; Toss Cert needs none")]
@@ -161,17 +200,19 @@ async def _client_certificate(resources: Resources) -> list[Finding]:
         findings.append(_fault(check, what, "Issue a new pair in the console and add it; both may be valid."))
     else:
         findings.append(_ok(check, what))
-    url = resources.settings.toss.api_url
+    return [*findings, *[await _partner_host(resources, transport, url) for url in transport.probe_urls]]
+
+
+async def _partner_host(resources: Resources, transport: MutualTransport, url: str) -> Finding:
+    name = _name(_origin(url))
     try:
         probe = await transport.probe(url)
     except CertificateRefused as error:
         fix = "It was revoked, belongs to another mini-app, or was never issued by Toss: issue a new one."
-        findings.append(_fault(check, f"{urlsplit(url).hostname} refuses it ({error})", fix))
+        return _fault("client certificate", f"{urlsplit(url).hostname} refuses it ({error})", fix)
     except TossError as error:
-        findings.append(_fault(_name(_origin(url)), *_explain(error, "BFF_TOSS")))
-    else:
-        findings.append(_certificate(_name(_origin(url)), probe, resources.clock()))
-    return findings
+        return _fault(name, *_explain(error, "BFF_TOSS"))
+    return _certificate(name, probe, resources.clock())
 
 
 def _certificate(name: str, probe: Probe, now: datetime) -> Finding:
@@ -205,8 +246,8 @@ def _explain(error: TossError, group: str = "BFF_CERT") -> tuple[str, str]:
         case NotSent():
             return (
                 f"no connection ({error})",
-                "Check the host in the settings, DNS, and that outbound TCP 443 to 117.52.3.222, 117.52.3.235, "
-                "211.115.96.222 and 211.115.96.235 is open.",
+                "Check the host in the settings, DNS, and that outbound TCP 443 to "
+                f"{TOSS_ADDRESSES[group]} is open.",
             )
         case TossRejected(error_code="invalid_client"):
             return ("Toss refused the credentials (invalid_client)", "Check BFF_CERT__CLIENT_ID and _SECRET.")

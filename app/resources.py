@@ -43,8 +43,10 @@ from app.toss.cert import CertApi, CertEndpoints
 from app.toss.certificates import CertificateSources
 from app.toss.crypto import TOSS_PUBLIC_KEY, LoginFieldCipher, PublicKey
 from app.toss.governor import BudgetRules, Governor
+from app.toss.iap import IapApi
 from app.toss.login import LoginApi
 from app.toss.partner import PartnerApi
+from app.toss.pay import BillingApi, PayApi
 from app.toss.signature import SignatureChecker
 from app.toss.tokens import TokenEndpoint, TokenKeeper
 from app.toss.transport import MutualTransport, Transport
@@ -153,20 +155,20 @@ async def open_resources(
             clock=clock,
             checkpoint=checkpoint,
         )
-        login_api = _login_api(settings, transport=partner_transport, shared_state=shared_state, metrics=metrics)
+        partner = _partner_apis(settings, transport=partner_transport, shared_state=shared_state, metrics=metrics)
         login = LoginService(
             database=database,
             writes=writes,
-            api=login_api,
+            api=partner.login,
             tokens=UserTokens(
                 database=database,
                 writes=writes,
-                api=login_api,
+                api=partner.login,
                 vault=vault,
                 clock=clock,
                 lease=settings.toss.call_deadline + timedelta(seconds=5),
             )
-            if login_api is not None
+            if partner.login is not None
             else None,
             sessions=Sessions(
                 database=database,
@@ -281,7 +283,7 @@ def _partner_transport(settings: Settings, *, clock: Clock) -> MutualTransport |
         return None
     return MutualTransport(
         sources=sources,
-        probe_url=toss.api_url,
+        probe_urls=_partner_hosts(settings),
         ca_file=toss.ca_file,
         pool_size=toss.pool_size,
         connect_timeout=toss.connect_timeout,
@@ -293,12 +295,31 @@ def _partner_transport(settings: Settings, *, clock: Clock) -> MutualTransport |
     )
 
 
-def _login_api(
+def _partner_hosts(settings: Settings) -> tuple[str, ...]:
+    """All that are to take one and the same client certificate, each once."""
+    hosts = [settings.toss.api_url]
+    hosts += [settings.toss.pay_url] if settings.pay.mode is not None else []
+    hosts += [settings.billing.api_url] if settings.billing.enabled else []
+    return tuple(dict.fromkeys(hosts))
+
+
+@dataclass(frozen=True)
+class _PartnerApis:
+    """What this mini-app asks of Toss with its client certificate. None: not configured."""
+
+    login: LoginApi | None = None
+    iap: IapApi | None = None
+    pay: PayApi | None = None
+    billing: BillingApi | None = None
+
+
+def _partner_apis(
     settings: Settings, *, transport: MutualTransport | None, shared_state: SharedState, metrics: Metrics
-) -> LoginApi | None:
+) -> _PartnerApis:
+    """Whether Toss Pay's host has a budget of its own is open (reference 19.12): all spend the same one here."""
     if transport is None:
-        return None
-    toss, budget = settings.toss, settings.budget
+        return _PartnerApis()
+    toss, pay, billing, budget = settings.toss, settings.pay, settings.billing, settings.budget
     governor = Governor(
         store=SharedBudget(state=shared_state, name=budget_name(settings)),
         rules=BudgetRules(
@@ -310,14 +331,32 @@ def _login_api(
             interactive_reserve=budget.interactive_reserve,
         ),
     )
-    partner = PartnerApi(
-        transport=transport,
-        governor=governor,
-        base_url=toss.api_url,
-        deadline=toss.call_deadline,
-        refused=lambda lane, limit: metrics.budget_refused(lane=lane, limit=limit),
+
+    def partner_at(base_url: str) -> PartnerApi:
+        return PartnerApi(
+            transport=transport,
+            governor=governor,
+            base_url=base_url,
+            deadline=toss.call_deadline,
+            refused=lambda lane, limit: metrics.budget_refused(lane=lane, limit=limit),
+        )
+
+    is_test = pay.mode == "test"
+    partner = partner_at(toss.api_url)
+    return _PartnerApis(
+        login=LoginApi(partner=partner),
+        iap=IapApi(partner=partner),
+        pay=PayApi(partner=partner_at(toss.pay_url), is_test=is_test) if pay.mode is not None else None,
+        billing=BillingApi(
+            partner=partner_at(billing.api_url),
+            is_test=is_test,
+            path_prefix=billing.path_prefix,
+            refund_path=billing.refund_path,
+            status_field=billing.status_field,
+        )
+        if billing.enabled
+        else None,
     )
-    return LoginApi(partner=partner)
 
 
 def budget_name(settings: Settings) -> str:

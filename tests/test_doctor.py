@@ -56,8 +56,9 @@ async def test_a_healthy_service_has_no_faults(settings, sandbox, backend):
         "client certificate",
         f"TLS to 127.0.0.1:{partner_port}",
         "toss login",
+        "toss pay",
     ]
-    assert found[-1].what == "decryption keys: 1; the unlink callback is served"
+    assert found[-2].what == "decryption keys: 1; the unlink callback is served"
     assert "TLSv1.3" in found[4].what
     assert ("not configured" in found[2].what) == (backend.name == "embedded")
     # It asks Toss for a token and for nothing else.
@@ -186,3 +187,57 @@ async def test_what_toss_login_lacks_is_said_without_being_a_fault(one):
     assert not said.is_fault
     assert "userKey alone" in said.what
     assert "BFF_CALLBACKS__LOGIN_UNLINK_AUTH" in said.what
+
+
+def with_pay(settings, *, pay: dict[str, object], billing: dict[str, object] | None = None, **toss):
+    groups = {
+        "pay": type(settings.pay).model_validate(pay),
+        "billing": type(settings.billing).model_validate(billing or {}),
+        "toss": type(settings.toss).model_validate(settings.toss.model_dump() | toss),
+    }
+    return settings.model_copy(update=groups)
+
+
+async def of_pay(settings) -> list[tuple[bool, str]]:
+    return [(each.is_fault, each.what) for each in await findings(settings) if each.check == "toss pay"]
+
+
+async def test_what_toss_pay_has_and_lacks_is_said(one, sandbox, tmp_path):
+    assert await of_pay(one) == [(False, "off (BFF_PAY__MODE is not set)")]
+    bare = await of_pay(with_pay(one, pay={"mode": "test"}, pay_url=sandbox.partner_url))
+    assert bare[0] == (False, "test: no money moves; recurring payment is off (BFF_BILLING__ENABLED)")
+    assert "only orders of the partner's server" in bare[1][1]
+    assert not bare[1][0]
+    file = tmp_path / "catalogue.json"
+    where = {"pay_url": sandbox.partner_url, "billing": {"enabled": True, "api_url": sandbox.partner_url}}
+    full = with_pay(one, pay={"mode": "live", "catalogue_file": file}, **where)
+    assert (True, "the catalogue cannot be read (No such file or directory)") in await of_pay(full)
+    file.write_text("{")
+    assert (True, "the catalogue is not JSON") in await of_pay(full)
+    file.write_text("{}")
+    assert await of_pay(full) == [
+        (False, "live: money moves; recurring payment is on"),
+        (False, "the catalogue can be read"),
+    ]
+
+
+async def test_toss_pay_needs_a_client_certificate(one):
+    bare = one.model_copy(update={"toss": type(one.toss)()})
+    found = await faults(with_pay(bare, pay={"mode": "test"}))
+    assert list(found) == ["toss pay"]
+    assert "no client certificate" in found["toss pay"].what
+
+
+async def test_each_host_of_the_partner_api_is_looked_at_once_and_only_if_it_is_used(one, sandbox):
+    nobodys = [f"https://127.0.0.1:{free_port()}" for _ in range(2)]
+    billing = {"enabled": True, "api_url": nobodys[1]}
+    assert await faults(with_pay(one, pay={}, pay_url=nobodys[0])) == {}
+    found = await faults(with_pay(one, pay={"mode": "test"}, pay_url=nobodys[0], billing=billing))
+    assert set(found) == {f"TLS to {url.removeprefix('https://')}" for url in nobodys}
+    for finding in found.values():
+        assert finding.what.startswith("no connection")
+        assert "117.52.3.192" in finding.fix
+    same = {"enabled": True, "api_url": sandbox.partner_url}
+    settings = with_pay(one, pay={"mode": "test"}, pay_url=sandbox.partner_url, billing=same)
+    name = f"TLS to {sandbox.partner_url.removeprefix('https://')}"
+    assert [finding.check for finding in await findings(settings)].count(name) == 1

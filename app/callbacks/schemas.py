@@ -10,7 +10,8 @@ from pydantic import Field
 
 from app.callbacks.inbox import CONSOLE_TEST, Arrival, Content, Page
 from app.callbacks.tables import CallbackName, Notice, NoticeState
-from app.toss.login import MAX_USER_KEY, whole_number
+from app.toss.login import MAX_USER_KEY
+from app.toss.partner import whole_number
 from app.wire import Wire
 
 MAX_REFERRER = 64

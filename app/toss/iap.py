@@ -1,9 +1,13 @@
 """In-app purchase: the status of an order, with its wire model (apps-in-toss reference 10)."""
 
 from dataclasses import dataclass
+from typing import Final
 
+from app.toss.errors import Unintelligible
 from app.toss.governor import Lane
-from app.toss.partner import PartnerApi, TossUser
+from app.toss.partner import PartnerApi, TossUser, plain_text
+
+PATH: Final = "/api-partner/v1/apps-in-toss/order/get-order-status"
 
 
 @dataclass(frozen=True)
@@ -24,8 +28,20 @@ class IapApi:
     async def order_status(
         self, order_id: str, *, user: TossUser | None, lane: Lane = Lane.INTERACTIVE
     ) -> OrderStatus:
-        """May be repeated at will. With `user`, Toss answers for this user's orders only (reference 10.1).
+        """May be repeated at will; a lost answer is asked for once more by itself.
+
+        With a `user` who has logged in, Toss answers for this user's orders only; an anonymous key is not
+        documented here, and is not sent (reference 10.1).
 
         Raises: TossError.
         """
-        raise NotImplementedError
+        headers = user.headers() if user is not None and user.user_key is not None else {}
+        payload = await self._partner.ask(PATH, {"orderId": order_id}, headers=headers, lane=lane)
+        fields = payload.fields()
+        if plain_text(fields.get("orderId")) not in (order_id, None):
+            raise Unintelligible("of another order", http_status=payload.http_status)
+        return OrderStatus(
+            status=payload.text("status"),
+            sku=plain_text(fields.get("sku")),
+            determined_at=plain_text(fields.get("statusDeterminedAt")),
+        )

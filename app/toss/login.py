@@ -11,7 +11,7 @@ from typing_extensions import override
 from app.toss.crypto import EnvelopeError, LoginFieldCipher
 from app.toss.errors import OutcomeUnknown, TossRejected, Unintelligible
 from app.toss.governor import Lane
-from app.toss.partner import PartnerApi, PartnerWire, Payload
+from app.toss.partner import PartnerApi, PartnerWire, Payload, whole_number
 
 PREFIX: Final = "/api-partner/v1/apps-in-toss"
 OAUTH: Final = f"{PREFIX}/user/oauth2"
@@ -19,8 +19,6 @@ OAUTH: Final = f"{PREFIX}/user/oauth2"
 PROFILE_FIELDS: Final = ("name", "callingCode", "phone", "birthday", "ci", "gender", "nationality", "email")
 """What login-me encrypts, each by itself; `di` is always null (reference 6.4)."""
 MAX_USER_KEY: Final = 2**63 - 1
-FIRST_INEXACT: Final = 2**53
-"""From here on a float stands for several whole numbers, and two users would become one."""
 ASSUMED_LIFE: Final = 300
 """Seconds, for an access token whose life cannot be read; Toss says 3,599."""
 NOT_VERIFIED: Final = "NOT_VERIFIED"
@@ -30,15 +28,6 @@ HTTP_UNAUTHORIZED: Final = 401
 _BETWEEN_SCOPES = re.compile(r"[,\s]+")
 _VISIBLE = r"^[\x21-\x7e]{1,8192}$"
 _ANON_KEY = re.compile(r"[\x21-\x7e]{1,512}")  # 64 characters are said to suffice (reference 4)
-
-
-def whole_number(value: object) -> int | None:
-    """A number that may have been written as text; None for anything else. True is no number."""
-    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,19}", value):
-        return int(value)
-    if isinstance(value, float) and value.is_integer() and abs(value) < FIRST_INEXACT:
-        return int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def user_key_of(value: object) -> int | None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -33,6 +34,10 @@ OAUTH_REFUSALS: Final = frozenset(
 )
 """All of RFC 6749 5.2 and RFC 6750 3.1. A gateway's "Bad Gateway" or "too_many_requests" is none of them."""
 SERVER_ERROR: Final = 500
+FIRST_INEXACT: Final = 2**53
+"""From here on a float stands for several whole numbers, and two users would become one."""
+MAX_NUMBER: Final = 2**63 - 1
+MAX_TEXT: Final = 255
 
 
 class PartnerWire(Wire):
@@ -42,6 +47,23 @@ class PartnerWire(Wire):
 
 
 M = TypeVar("M", bound=PartnerWire)
+
+
+def whole_number(value: object) -> int | None:
+    """An int64 that may have been written as text; None for anything else. True is no number."""
+    if isinstance(value, str):
+        number = int(value) if re.fullmatch(r"-?[0-9]{1,19}", value) else None
+    elif isinstance(value, float):
+        number = int(value) if value.is_integer() and abs(value) < FIRST_INEXACT else None
+    else:
+        number = value if isinstance(value, int) and not isinstance(value, bool) else None
+    return number if number is not None and abs(number) <= MAX_NUMBER else None
+
+
+def plain_text(value: object) -> str | None:
+    """A text that can be stored and shown, or a whole number in its place; None for anything else."""
+    text = str(value) if isinstance(value, int) and whole_number(value) is not None else value
+    return text if isinstance(text, str) and 0 < len(text) <= MAX_TEXT and text.isprintable() else None
 
 
 @dataclass(frozen=True)
@@ -60,6 +82,13 @@ class Payload:
         if not isinstance(self.content, dict):
             raise Unintelligible("SUCCESS without a payload", http_status=self.http_status)
         return self.content
+
+    def text(self, name: str) -> str:
+        """A field without which the answer says nothing. Raises: Unintelligible."""
+        text = plain_text(self.fields().get(name))
+        if text is None:
+            raise Unintelligible(f"no {name}", http_status=self.http_status)
+        return text
 
     def parse(self, model: type[M]) -> M:
         """Raises: Unintelligible."""
@@ -157,6 +186,13 @@ class PartnerApi:
         return await self._call(
             "POST", path, body=body, bearer=bearer, headers=headers, lane=lane, sub_limits=sub_limits
         )
+
+    async def ask(self, path: str, body: Mapping[str, Any], *, headers: Mapping[str, str], lane: Lane) -> Payload:
+        """A POST that changes nothing at Toss: a lost answer is asked for once more. Raises: as `get`."""
+        try:
+            return await self.post(path, body, headers=headers, lane=lane)
+        except OutcomeUnknown:
+            return await self.post(path, body, headers=headers, lane=lane)
 
     async def _call(
         self,

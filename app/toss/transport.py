@@ -7,7 +7,7 @@ import re
 import ssl
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -300,7 +300,7 @@ class MutualTransport(_Calls):
         self,
         *,
         sources: CertificateSources,
-        probe_url: str,
+        probe_urls: Sequence[str],
         ca_file: Path | None,
         pool_size: int,
         connect_timeout: timedelta,
@@ -311,7 +311,7 @@ class MutualTransport(_Calls):
         retry_every: timedelta = timedelta(seconds=60),
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`probe_url` answers GET with anything at all, behind the same listener as the calls.
+        """`probe_urls`: one at every host, where GET is answered with anything at all behind the calls' listener.
 
         Reads nothing but the CA file yet. Raises: OSError (ssl.SSLError included) for that.
         """
@@ -320,8 +320,9 @@ class MutualTransport(_Calls):
 
         async def open_pool(certificate: ClientCertificate) -> _MutualPool:
             context = await asyncio.to_thread(ssl_context, certificate, ca_file)
-            return _MutualPool(limits.client(context), probe_url=probe_url)
+            return _MutualPool(limits.client(context), probe_urls=probe_urls)
 
+        self.probe_urls: Final = tuple(probe_urls)
         self._turns = asyncio.Semaphore(pool_size)
         self._patience = read_timeout.total_seconds()
         self.keeper: Final = CertificateKeeper(
@@ -377,9 +378,9 @@ class MutualTransport(_Calls):
 class _MutualPool:
     """Connections that show one client certificate."""
 
-    def __init__(self, client: httpx2.AsyncClient, *, probe_url: str) -> None:
+    def __init__(self, client: httpx2.AsyncClient, *, probe_urls: Sequence[str]) -> None:
         self._client = client
-        self._probe_url = probe_url
+        self._probe_urls = probe_urls
 
     async def send(self, method: str, url: str, **content: Any) -> Answer:  # noqa: ANN401 - passed on to the client
         """Raises: CertificateRefused, ConnectionLost, and what Transport raises."""
@@ -396,7 +397,9 @@ class _MutualPool:
                 return _probe(response)
 
     async def prove(self) -> None:
-        await self.probe(self._probe_url)
+        """At every host: that one takes a certificate says nothing of the others. Raises: as `send`."""
+        for url in self._probe_urls:
+            await self.probe(url)
 
     async def aclose(self) -> None:
         await self._client.aclose()

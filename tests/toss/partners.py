@@ -1,6 +1,7 @@
 """A partner API client in one piece, and a budget that counts what it is asked."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -11,7 +12,8 @@ from typing import Any
 from app.toss.certificates import CertificateSources
 from app.toss.governor import BudgetRules, Charge, Decision, Governor, Verdict
 from app.toss.partner import PartnerApi
-from app.toss.transport import MutualTransport
+from app.toss.transport import Answer, MutualTransport
+from tests.hosts import Connection, Host, tls_of
 
 LONG = timedelta(seconds=20)
 
@@ -63,7 +65,7 @@ def transport_at(
     """`folder` holds the client certificates."""
     return MutualTransport(
         sources=CertificateSources(folder=folder),
-        probe_url=f"{url}/probe",
+        probe_urls=[f"{url}/probe"],
         ca_file=ca_file,
         pool_size=pool_size,
         connect_timeout=connect,
@@ -87,3 +89,69 @@ async def partner_at(
 ) -> AsyncIterator[Partner]:
     async with transport_at(url, **how) as transport:
         yield partner_over(transport, url, pot=pot, deadline=deadline)
+
+
+class Canned:
+    """Answers what it was given, after admission, as the transport does."""
+
+    def __init__(self, *answers: Answer) -> None:
+        self.answers = list(answers)
+        self.sent: list[tuple[str, str]] = []
+
+    async def post_json(self, url, body, *, bearer, headers, admit) -> Answer:
+        del body, bearer, headers
+        return await self._send("POST", url, admit)
+
+    async def get_json(self, url, *, bearer, headers, admit) -> Answer:
+        del bearer, headers
+        return await self._send("GET", url, admit)
+
+    async def _send(self, method, url, admit) -> Answer:
+        await admit()
+        self.sent.append((method, url))
+        return self.answers.pop(0)
+
+
+def api_of(transport: object, pot: Pot) -> PartnerApi:
+    return PartnerApi(
+        transport=transport, governor=governor_of(pot), base_url="https://toss", deadline=timedelta(seconds=20)
+    )
+
+
+def saying(payload: object) -> bytes:
+    """Success, in Toss's envelope."""
+    return json.dumps({"resultType": "SUCCESS", "success": payload}).encode()
+
+
+@asynccontextmanager
+async def talking_to(
+    ca: Any, *bodies: bytes | None, status: str = "200 OK"
+) -> AsyncIterator[tuple[PartnerApi, Host]]:
+    """A host that answers one after the other, the last again and again. None ends a connection without an answer.
+
+    A cookie comes with every answer.
+    """
+    left = list(bodies)
+
+    async def script(connection: Connection) -> None:
+        while await connection.request() is not None:
+            body = left.pop(0) if len(left) > 1 else left[0]
+            if body is None:
+                connection.reset()
+                return
+            connection.send(body, status=status, Set_Cookie="who=somebody; Path=/")
+            await connection.writer.drain()
+
+    async with (
+        Host.running(script, tls=tls_of(ca)) as host,
+        partner_at(host.url.removesuffix("/call"), ca_file=ca.file, folder=ca.pairs) as toss,
+    ):
+        yield toss.api, host
+
+
+def read(request: bytes) -> tuple[str, dict[str, str], Any]:
+    """The first line, the headers, the body."""
+    head, _, body = request.partition(b"\r\n\r\n")
+    line, *headers = head.decode("ascii").split("\r\n")
+    named = {name.lower(): value for name, _, value in (header.partition(": ") for header in headers)}
+    return line, named, json.loads(body) if body else None

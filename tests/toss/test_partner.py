@@ -23,11 +23,11 @@ from app.toss.errors import (
     Unintelligible,
 )
 from app.toss.governor import MAX_PAUSE, MIN_PAUSE, USUAL_PAUSE, Lane, SubLimit
-from app.toss.partner import PartnerApi, PartnerWire, Payload, read_envelope
+from app.toss.partner import PartnerWire, Payload, plain_text, read_envelope, whole_number
 from app.toss.transport import Answer
 from tests.hosts import Connection, Host, answering, silence, tls_of
 from tests.servers import free_port
-from tests.toss.partners import Pot, governor_of, partner_at, partner_over
+from tests.toss.partners import Canned, Pot, api_of, partner_at, partner_over
 
 INNER_FAULTS = ["HTTP_TIMEOUT", "NETWORK_ERROR", "EXECUTION_FAIL", "INTERRUPTED", "INTERNAL_ERROR"]
 STATUSES = [200, 400, 401, 429, 500, 502]
@@ -359,6 +359,83 @@ def test_bad_fields_are_named_but_never_shown(fields):
     assert SECRET not in everything_said_by(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        (3599, 3599),
+        ("3599", 3599),
+        (" 3599 ", None),
+        (3599.0, 3599),
+        (0, 0),
+        (-5, -5),
+        (2**53, 2**53),
+        (float(2**53), None),
+        (1.2345678901234567e18, None),
+        ("0007", 7),
+        (True, None),
+        (None, None),
+        (1.5, None),
+        ("1.5", None),
+        ("-5", -5),
+        ("--5", None),
+        ("+5", None),
+        (2**63 - 1, 2**63 - 1),
+        (1 - 2**63, 1 - 2**63),
+        (2**63, None),
+        (-(10**30), None),
+        ("9223372036854775807", 2**63 - 1),
+        ("9223372036854775808", None),
+        ("", None),
+        ("１２", None),
+        ("1_0", None),
+        ("9" * 20, None),
+        (float("nan"), None),
+        (float("inf"), None),
+        ([1], None),
+        ({}, None),
+    ],
+    ids=repr,
+)
+def test_numbers_are_read_as_far_as_they_can_be_told_apart(value, number):
+    """From 2**53 on a float stands for several integers: two users would be one."""
+    assert whole_number(value) == number
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("결제 완료", "결제 완료"),
+        (0, "0"),
+        (-5, "-5"),
+        ("null", "null"),
+        ("x" * 255, "x" * 255),
+        ("x" * 256, None),
+        (10**30, None),
+        ("", None),
+        ("a\n", None),
+        ("a\0", None),
+        ("\ud800", None),
+        (1.5, None),
+        (True, None),
+        (None, None),
+        (["a"], None),
+        ({}, None),
+    ],
+    ids=repr,
+)
+def test_a_text_is_what_can_be_stored_and_shown(value, text):
+    assert plain_text(value) == text
+
+
+def test_a_field_without_which_an_answer_says_nothing():
+    payload = Payload(202, {"status": "ACTIVE", "other": [SECRET]})
+    assert payload.text("status") == "ACTIVE"
+    for name in ("other", "absent"):
+        with pytest.raises(Unintelligible, match=f"no {name} ") as caught:
+            payload.text(name)
+        assert SECRET not in everything_said_by(caught.value)
+
+
 def test_a_payload_does_not_show_itself():
     payload = Payload(200, {"accessToken": SECRET})
     assert repr(payload) == str(payload) == "Payload(200)"
@@ -440,33 +517,6 @@ def test_a_plain_word_shows_where_a_code_belongs_and_nowhere_else():
 
 
 # --- The budget -------------------------------------------------------------------------------------------
-
-
-class Canned:
-    """Answers what it was given, after admission, as the transport does."""
-
-    def __init__(self, *answers: Answer) -> None:
-        self.answers = list(answers)
-        self.sent: list[tuple[str, str]] = []
-
-    async def post_json(self, url, body, *, bearer, headers, admit) -> Answer:
-        del body, bearer, headers
-        return await self._send("POST", url, admit)
-
-    async def get_json(self, url, *, bearer, headers, admit) -> Answer:
-        del bearer, headers
-        return await self._send("GET", url, admit)
-
-    async def _send(self, method, url, admit) -> Answer:
-        await admit()
-        self.sent.append((method, url))
-        return self.answers.pop(0)
-
-
-def api_of(transport: object, pot: Pot) -> PartnerApi:
-    return PartnerApi(
-        transport=transport, governor=governor_of(pot), base_url="https://toss", deadline=timedelta(seconds=20)
-    )
 
 
 LIMITED = {"resultType": "FAIL", "success": None, "error": {"errorCode": "4095", "reason": "…"}}
@@ -593,21 +643,8 @@ async def test_lanes_and_limits_reach_the_budget():
 # --- Real connections -------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def ca(tmp_path_factory):
-    authority = trustme.CA()
-    authority.folder = tmp_path_factory.mktemp("ca")
-    authority.file = authority.folder / "ca.pem"
-    authority.cert_pem.write_to_path(str(authority.file))
-    pair = authority.issue_cert("client@mini.app", common_name="mini-app")
-    (authority.folder / "pairs").mkdir()
-    pair.private_key_pem.write_to_path(str(authority.folder / "pairs" / "app_private.key"))
-    pair.cert_chain_pems[0].write_to_path(str(authority.folder / "pairs" / "app_public.crt"))
-    return authority
-
-
 def partner(ca, url: str, **how):
-    return partner_at(url.removesuffix("/call"), ca_file=ca.file, folder=ca.folder / "pairs", **how)
+    return partner_at(url.removesuffix("/call"), ca_file=ca.file, folder=ca.pairs, **how)
 
 
 OK = b'{"resultType":"SUCCESS","success":{"a":1}}'

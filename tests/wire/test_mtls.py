@@ -240,10 +240,10 @@ async def transport(toss, folder, time, authority):
         yield transport
 
 
-def mutual(toss: Toss, folder: Path, time: Time, authority: Authority, *, pool_size=8) -> MutualTransport:
+def mutual(toss: Toss, folder: Path, time: Time, authority: Authority, *more: Toss, pool_size=8) -> MutualTransport:
     return MutualTransport(
         sources=CertificateSources(folder=folder),
-        probe_url=toss.url.replace("/call", "/probe"),
+        probe_urls=[host.url.replace("/call", "/probe") for host in (toss, *more)],
         ca_file=authority.file,
         pool_size=pool_size,
         connect_timeout=timedelta(seconds=20),
@@ -492,6 +492,33 @@ async def test_a_gateways_page_about_the_certificate_is_a_refusal(folder, author
         assert sum(toss.requests.values()) == 120
 
 
+@pytest.mark.parametrize("version", TLS_VERSIONS, ids=lambda version: version.name)
+@pytest.mark.parametrize("refusing", ["login", "pay"])
+async def test_a_pair_takes_over_only_when_every_host_takes_it(folder, authority, time, version, refusing):
+    async with (
+        Toss(authority, version).running() as login,
+        Toss(authority, version).running() as pay,
+        mutual(login, folder, time, authority, pay) as transport,
+    ):
+        old, new = authority.issue(-10).write(folder, "old"), authority.issue(-5)
+        await call(transport, login)
+        host = {"login": login, "pay": pay}[refusing]
+        host.revoke(new)
+        new.write(folder, "new")
+        await transport.keeper.look()
+        for each in (login, pay):
+            await call(transport, each)
+        assert (login.requests, pay.requests) == ({old.serial: 2}, {old.serial: 1})
+        assert transport.keeper.alarm.kind is FaultKind.REFUSED
+        host.reinstate(new)
+        time.passes(RETRY)
+        await transport.keeper.look()
+        for each in (login, pay):
+            await call(transport, each)
+        assert (login.requests, pay.requests) == ({old.serial: 2, new.serial: 1}, {old.serial: 1, new.serial: 1})
+        assert transport.keeper.alarm is None
+
+
 async def test_a_server_that_ends_handshakes_without_a_word_costs_calls_that_were_not_sent(folder, authority, time):
     """TLS 1.2: this may be the network as well, so the call does not wait until the other pair is proved."""
     async with (
@@ -552,7 +579,7 @@ async def test_a_server_of_an_unknown_authority_is_no_refusal_and_changes_no_pai
     second = timedelta(seconds=20)
     async with MutualTransport(
         sources=sources,
-        probe_url=toss.url,
+        probe_urls=[toss.url],
         ca_file=wrong,
         pool_size=2,
         connect_timeout=second,
