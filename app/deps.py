@@ -23,6 +23,7 @@ from app.errors import (
 )
 from app.login.service import LoginService
 from app.login.sessions import TOKEN_PREFIX, LiveSession
+from app.purchases.service import Owner, PurchaseService
 from app.resources import Resources
 from app.server_keys import Scope
 from app.settings import CallbackSettings, Settings
@@ -56,11 +57,16 @@ def _departure(resources: ResourcesDep) -> Departure:
     return resources.departure
 
 
+def _purchases(resources: ResourcesDep) -> PurchaseService:
+    return resources.purchases
+
+
 SettingsDep = Annotated[Settings, Depends(_settings)]
 InboxDep = Annotated[Inbox, Depends(_inbox)]
 LoginDep = Annotated[LoginService, Depends(_login)]
 DepartureDep = Annotated[Departure, Depends(_departure)]
 CertDep = Annotated[CertService, Depends(_cert)]
+PurchasesDep = Annotated[PurchaseService, Depends(_purchases)]
 
 
 class _Bearer(HTTPBearer):
@@ -103,6 +109,14 @@ async def _session(
 
 
 SessionDep = Annotated[LiveSession, Depends(_session)]
+
+
+def _buyer(live: SessionDep, login: LoginDep) -> Owner:
+    user = live.user
+    return Owner(user.user_id, user.key_hash, login.toss_user_of(user))
+
+
+BuyerDep = Annotated[Owner, Depends(_buyer)]
 
 
 async def _owner(

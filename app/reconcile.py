@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from app.callbacks.inbox import Reconciled as InboxReconciled
 from app.cert.service import Reconciled as CertReconciled
 from app.departure import Departed
+from app.purchases.service import Reconciled as PurchasesReconciled
 from app.resources import Resources
 
 
@@ -13,6 +14,7 @@ class Reconciled:
     cert: CertReconciled
     notices: InboxReconciled
     departed: Departed
+    purchases: PurchasesReconciled
     sessions_ended: int
     codes_forgotten: int
 
@@ -25,5 +27,6 @@ async def reconcile(resources: Resources) -> Reconciled:
     cert = await resources.cert.reconcile()
     notices = await resources.inbox.reconcile()
     departed = await resources.departure.reconcile()
+    purchases = await resources.purchases.reconcile()
     sessions_ended, codes_forgotten = await resources.login.purge()
-    return Reconciled(cert, notices, departed, sessions_ended, codes_forgotten)
+    return Reconciled(cert, notices, departed, purchases, sessions_ended, codes_forgotten)

@@ -1,4 +1,4 @@
-"""What Toss's refusals of a question about an order mean for our callers: one table, and nothing else that knows a code."""
+"""What Toss's refusals to tell of an order mean for our callers: one table, and nothing else that knows a code."""
 
 from app import upstream
 from app.errors import AppError, TossNotConfigured, UpstreamRefused, UpstreamUnavailable

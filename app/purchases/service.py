@@ -1,4 +1,4 @@
-"""In-app purchase, the use cases: grant an order once, see its refund, follow a subscription, say what a user has."""
+"""In-app purchase, the use cases: grant an order once, see refunds, follow subscriptions, say what a user has."""
 
 import asyncio
 import time
@@ -36,7 +36,6 @@ from app.purchases.states import (
     PurchaseState,
     end_of_period,
     entitlements_of,
-    instant_of,
     meaning_of,
 )
 from app.purchases.tables import (
@@ -50,12 +49,12 @@ from app.purchases.tables import (
 )
 from app.toss.errors import TossError, TossRejected
 from app.toss.governor import Lane
-from app.toss.iap import IapApi, OrderStatus
+from app.toss.iap import IapApi, OrderStatus, instant_of
 from app.toss.partner import TossUser
 from app.upstream import ASK_AGAIN
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.35, 3.0
-"""Seconds between questions while Toss does not show an order as paid; each is half as long again (reference 10.1)."""
+"""Seconds between questions while Toss does not show an order as paid; each is half as long again (10.1)."""
 ANSWER_WITHIN = 28.0
 """Seconds. After 30 the SDK shows a page on which the user can ask for their money back (reference 10.2)."""
 CHECK_RETRY = timedelta(minutes=10)
@@ -202,16 +201,17 @@ class PurchaseService:
             match meaning_of(said.status):
                 case Meaning.PAID | Meaning.REFUNDED:
                     return said
-                case Meaning.FAILED:
-                    raise PurchaseFailed(toss_code=said.status)
                 case Meaning.FOREIGN:
                     self._log.error("order_of_another_mini_app", order_id=order_id)
                     raise PurchaseFailed(toss_code=said.status)
-            left = until - self._monotonic()
-            if left <= 0:
-                raise PurchaseNotReady(retry_after=ASK_AGAIN)
-            await self._sleep(min(pause, left))
-            pause = min(pause * 1.5, LONGEST_PAUSE)
+                case Meaning.FAILED:
+                    raise PurchaseFailed(toss_code=said.status)
+                case Meaning.OPEN:
+                    left = until - self._monotonic()
+                    if left <= 0:
+                        raise PurchaseNotReady(retry_after=ASK_AGAIN)
+                    await self._sleep(min(pause, left))
+                    pause = min(pause * 1.5, LONGEST_PAUSE)
 
     async def _ask(self, order_id: str, user: TossUser | None, *, lane: Lane = Lane.INTERACTIVE) -> OrderStatus:
         if self._api is None:
@@ -283,10 +283,10 @@ class PurchaseService:
 
     # --- What is known ------------------------------------------------------------------------------------
 
-    async def of(self, order_id: str, owner: Owner) -> Purchase:
+    async def of(self, order_id: str, *, key_hash: str) -> Purchase:
         """Raises: PurchaseNotFound, also for somebody else's."""
         purchase = await self._get(order_id)
-        if purchase.key_hash != owner.key_hash:
+        if purchase.key_hash != key_hash:
             raise PurchaseNotFound
         return purchase
 
@@ -296,9 +296,7 @@ class PurchaseService:
             owned = await self._owned(session, Purchase.key_hash == key_hash)
             if any(each.purchase.user_id != user_id for each in owned):
                 # They were erased since, and have come back: what is told of their orders names them as they are.
-                await session.execute(
-                    update(Purchase).where(Purchase.key_hash == key_hash).values(user_id=user_id)
-                )
+                await session.execute(update(Purchase).where(Purchase.key_hash == key_hash).values(user_id=user_id))
         holdings = [each.holding for each in owned]
         return entitlements_of(holdings, self._clock(), grace=self._rules.expiry_grace)
 
@@ -380,7 +378,10 @@ class PurchaseService:
         async with self._database.transaction() as session:
             return (
                 await session.scalars(
-                    select(Purchase).where(Purchase.next_check_at <= now).order_by(Purchase.next_check_at).limit(BATCH)
+                    select(Purchase)
+                    .where(Purchase.next_check_at <= now)
+                    .order_by(Purchase.next_check_at)
+                    .limit(BATCH)
                 )
             ).all()
 

@@ -4,14 +4,14 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta, tzinfo
+from datetime import datetime, timedelta, tzinfo
 from enum import StrEnum
 from typing import Any, Final, Self
 
+from app.toss.iap import instant_of
+
 CYCLES: Final = {"WEEKLY": timedelta(days=7), "MONTHLY": timedelta(days=30), "YEARLY": timedelta(days=365)}
 """Of a renewal (reference 10.3)."""
-FIRST_YEAR, LAST_YEAR = 2000, 9000
-"""An instant outside of these is a mistake, and some databases do not hold it."""
 
 
 class PurchaseState(StrEnum):
@@ -45,17 +45,6 @@ MEANINGS: Final = {
 
 def meaning_of(status: str) -> Meaning:
     return MEANINGS.get(status, Meaning.OPEN)
-
-
-def instant_of(text: str | None, zone: tzinfo) -> datetime | None:
-    """An ISO 8601 time, in `zone` unless it names one itself; None for what is none."""
-    try:
-        read = datetime.fromisoformat(text or "")
-    except ValueError:
-        return None
-    if not FIRST_YEAR <= read.year < LAST_YEAR:
-        return None
-    return (read if read.tzinfo else read.replace(tzinfo=zone)).astimezone(UTC)
 
 
 # --- Subscriptions ----------------------------------------------------------------------------------------
@@ -100,7 +89,7 @@ class Change:
 
     @property
     def rank(self) -> int:
-        """Orders notices of one time; two different ones never share it, so that the order of arrival is nothing."""
+        """Orders notices of one time. Different ones never share it, so it does not matter which came first."""
         said = [self.sku, self.reason, self.status, self.access_granted, str(self.expires_at), self.auto_renew]
         digest = hashlib.sha256(json.dumps(said).encode()).digest()
         return PRECEDENCE.get(self.reason, OTHER_PRECEDENCE) << 56 | int.from_bytes(digest[:7])
@@ -132,6 +121,7 @@ class Holding:
 
     order_id: str
     sku: str
+    """By the newest notice, if there is one."""
     state: PurchaseState
     granted_at: datetime | None
     refunded_at: datetime | None
@@ -184,8 +174,7 @@ def entitlements_of(holdings: Iterable[Holding], now: datetime, *, grace: timede
     by_sku: dict[tuple[str, Kind], list[Holding]] = {}
     for holding in holdings:
         if holding.has_access(now, grace=grace):
-            sku = holding.change.sku if holding.change is not None else holding.sku
-            by_sku.setdefault((sku, holding.kind), []).append(holding)
+            by_sku.setdefault((holding.sku, holding.kind), []).append(holding)
     return [_united(*key, holdings) for key, holdings in sorted(by_sku.items())]
 
 

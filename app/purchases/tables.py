@@ -111,7 +111,7 @@ async def refund(session: AsyncSession, order_id: str, *, refunded_at: datetime,
 async def claim_check(
     session: AsyncSession, purchase: Purchase, *, now: datetime, next_check_at: datetime | None
 ) -> Purchase | None:
-    """Claim the right to ask Toss about it; the next time comes at `next_check_at`, whatever becomes of this one."""
+    """Claim the right to ask Toss about it. The next turn is at `next_check_at`, whatever becomes of this one."""
     return await session.scalar(
         update(Purchase)
         .where(
