@@ -12,7 +12,7 @@ from typing import Any
 from app.toss.certificates import CertificateSources
 from app.toss.governor import BudgetRules, Charge, Decision, Governor, Verdict
 from app.toss.partner import PartnerApi
-from app.toss.transport import MutualTransport
+from app.toss.transport import Answer, MutualTransport
 from tests.hosts import Connection, Host, tls_of
 
 LONG = timedelta(seconds=20)
@@ -89,6 +89,33 @@ async def partner_at(
 ) -> AsyncIterator[Partner]:
     async with transport_at(url, **how) as transport:
         yield partner_over(transport, url, pot=pot, deadline=deadline)
+
+
+class Canned:
+    """Answers what it was given, after admission, as the transport does."""
+
+    def __init__(self, *answers: Answer) -> None:
+        self.answers = list(answers)
+        self.sent: list[tuple[str, str]] = []
+
+    async def post_json(self, url, body, *, bearer, headers, admit) -> Answer:
+        del body, bearer, headers
+        return await self._send("POST", url, admit)
+
+    async def get_json(self, url, *, bearer, headers, admit) -> Answer:
+        del bearer, headers
+        return await self._send("GET", url, admit)
+
+    async def _send(self, method, url, admit) -> Answer:
+        await admit()
+        self.sent.append((method, url))
+        return self.answers.pop(0)
+
+
+def api_of(transport: object, pot: Pot) -> PartnerApi:
+    return PartnerApi(
+        transport=transport, governor=governor_of(pot), base_url="https://toss", deadline=timedelta(seconds=20)
+    )
 
 
 def saying(payload: object) -> bytes:

@@ -23,11 +23,11 @@ from app.toss.errors import (
     Unintelligible,
 )
 from app.toss.governor import MAX_PAUSE, MIN_PAUSE, USUAL_PAUSE, Lane, SubLimit
-from app.toss.partner import PartnerApi, PartnerWire, Payload, plain_text, read_envelope, whole_number
+from app.toss.partner import PartnerWire, Payload, plain_text, read_envelope, whole_number
 from app.toss.transport import Answer
 from tests.hosts import Connection, Host, answering, silence, tls_of
 from tests.servers import free_port
-from tests.toss.partners import Pot, governor_of, partner_at, partner_over
+from tests.toss.partners import Canned, Pot, api_of, partner_at, partner_over
 
 INNER_FAULTS = ["HTTP_TIMEOUT", "NETWORK_ERROR", "EXECUTION_FAIL", "INTERRUPTED", "INTERNAL_ERROR"]
 STATUSES = [200, 400, 401, 429, 500, 502]
@@ -517,33 +517,6 @@ def test_a_plain_word_shows_where_a_code_belongs_and_nowhere_else():
 
 
 # --- The budget -------------------------------------------------------------------------------------------
-
-
-class Canned:
-    """Answers what it was given, after admission, as the transport does."""
-
-    def __init__(self, *answers: Answer) -> None:
-        self.answers = list(answers)
-        self.sent: list[tuple[str, str]] = []
-
-    async def post_json(self, url, body, *, bearer, headers, admit) -> Answer:
-        del body, bearer, headers
-        return await self._send("POST", url, admit)
-
-    async def get_json(self, url, *, bearer, headers, admit) -> Answer:
-        del bearer, headers
-        return await self._send("GET", url, admit)
-
-    async def _send(self, method, url, admit) -> Answer:
-        await admit()
-        self.sent.append((method, url))
-        return self.answers.pop(0)
-
-
-def api_of(transport: object, pot: Pot) -> PartnerApi:
-    return PartnerApi(
-        transport=transport, governor=governor_of(pot), base_url="https://toss", deadline=timedelta(seconds=20)
-    )
 
 
 LIMITED = {"resultType": "FAIL", "success": None, "error": {"errorCode": "4095", "reason": "…"}}
