@@ -195,7 +195,7 @@ def _doctor(_options: argparse.Namespace) -> int:
 def _reconcile(_options: argparse.Namespace) -> int:
     settings = _settings()
     done = _run_on_tables(settings, reconcile)
-    cert, notices, departed = done.cert, done.notices, done.departed
+    cert, notices, departed, purchases = done.cert, done.notices, done.departed, done.purchases
     print(
         f"leases settled: {cert.leases_settled}, answers opened: {cert.answers_opened}, "
         f"identities erased: {cert.identities_erased}, signatures erased: {cert.signatures_erased}"
@@ -207,6 +207,14 @@ def _reconcile(_options: argparse.Namespace) -> int:
     print(
         f"unlinks finished: {departed.unlinks_finished}, users erased: {departed.users_erased}, "
         f"sessions ended: {done.sessions_ended}, codes forgotten: {done.codes_forgotten}"
+    )
+    print(
+        f"payments looked at: {done.payments.looked_at}, payments moved: {done.payments.moved}, "
+        f"payments erased: {done.payments.erased}, billing keys looked at: {done.billing.looked_at}"
+    )
+    print(
+        f"purchases checked: {purchases.checked}, purchases refunded: {purchases.refunded}, "
+        f"purchases erased: {purchases.erased}"
     )
     return OK
 

@@ -213,11 +213,7 @@ def time_ordered_id(now: datetime) -> str:
     milliseconds, fraction = divmod((now - EPOCH) // timedelta(microseconds=1), 1000)
     return str(
         uuid.UUID(
-            int=milliseconds << 80
-            | 0x7 << 76
-            | (fraction * 4096 // 1000) << 64
-            | 0b10 << 62
-            | secrets.randbits(62)
+            int=milliseconds << 80 | 0x7 << 76 | (fraction * 4096 // 1000) << 64 | 0b10 << 62 | secrets.randbits(62)
         )
     )
 

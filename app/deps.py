@@ -29,6 +29,7 @@ from app.payments.billing import BillingService
 from app.payments.ledger import Ledger, Payer
 from app.payments.orders import Orders
 from app.payments.service import PaymentService
+from app.purchases.service import Owner, PurchaseService
 from app.resources import Resources
 from app.server_keys import Scope
 from app.settings import CallbackSettings, Settings
@@ -80,6 +81,10 @@ def _billing(resources: ResourcesDep) -> BillingService:
     return resources.billing
 
 
+def _purchases(resources: ResourcesDep) -> PurchaseService:
+    return resources.purchases
+
+
 SettingsDep = Annotated[Settings, Depends(_settings)]
 InboxDep = Annotated[Inbox, Depends(_inbox)]
 LoginDep = Annotated[LoginService, Depends(_login)]
@@ -89,6 +94,7 @@ OrdersDep = Annotated[Orders, Depends(_orders)]
 PaymentsDep = Annotated[PaymentService, Depends(_payments)]
 BillingDep = Annotated[BillingService, Depends(_billing)]
 CertDep = Annotated[CertService, Depends(_cert)]
+PurchasesDep = Annotated[PurchaseService, Depends(_purchases)]
 
 
 class _Bearer(HTTPBearer):
@@ -131,6 +137,14 @@ async def _session(
 
 
 SessionDep = Annotated[LiveSession, Depends(_session)]
+
+
+def _buyer(live: SessionDep, login: LoginDep) -> Owner:
+    user = live.user
+    return Owner(user.user_id, user.key_hash, login.toss_user_of(user))
+
+
+BuyerDep = Annotated[Owner, Depends(_buyer)]
 
 
 async def _owner(

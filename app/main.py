@@ -1,5 +1,6 @@
 """The application: middleware, routers, problem handlers, lifespan."""
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -11,6 +12,8 @@ import app.callbacks.routes
 import app.cert.routes
 import app.health
 import app.login.routes
+import app.payments.routes
+import app.purchases.routes
 from app import problems
 from app.errors import RequestTimeout, TooManyRequests
 from app.metrics import Metrics
@@ -23,7 +26,10 @@ MINI_APP = "/api/v1"
 CALLBACKS = "/callbacks/toss"
 PARTNER_SERVER = "/server/v1"
 METRICS = "/metrics"
-STARTS = frozenset({f"{MINI_APP}/cert/requests", f"{MINI_APP}/login", f"{MINI_APP}/login/anonymous"})
+STARTS = re.compile(
+    MINI_APP
+    + r"/(cert/requests|login|login/anonymous|payments|payments/[^/]+/execute|billing-keys|purchases/[^/]+/grant)"
+)
 """Where a POST costs a call to Toss, or a push."""
 
 
@@ -86,11 +92,18 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> FastAPI:
     application.include_router(app.health.router)
     timed = problems.documented(RequestTimeout)
     limited = problems.documented(RequestTimeout, TooManyRequests)
-    for mini_app in (app.cert.routes.mini_app, app.login.routes.mini_app):
+    for mini_app in (
+        app.cert.routes.mini_app,
+        app.login.routes.mini_app,
+        app.payments.routes.mini_app,
+        app.purchases.routes.mini_app,
+    ):
         application.include_router(mini_app, responses=limited)
     for other in (
         app.cert.routes.partner_server,
         app.login.routes.partner_server,
+        app.payments.routes.partner_server,
+        app.purchases.routes.partner_server,
         app.callbacks.routes.partner_server,
         app.callbacks.routes.toss,
     ):
@@ -118,7 +131,7 @@ def rate_limits(limits: LimitSettings) -> tuple[RateLimit, ...]:
         RateLimit(
             "starts_per_minute",
             limits.starts_per_minute,
-            lambda method, path: method == "POST" and path in STARTS,
+            lambda method, path: method == "POST" and STARTS.fullmatch(path) is not None,
         ),
     )
 

@@ -39,6 +39,7 @@ class Metrics:
             "budget_refusals", "Calls to Toss for which the budget had no room", "lane", "limit"
         )
         self._callbacks = self._counter("callbacks", "Callbacks received", "callback", "outcome")
+        self._payments = self._counter("payments", "Moves of payments, by the state moved to", "state")
         self._client_certificate = _ClientCertificate()
         self._registry.register(self._client_certificate)
 
@@ -59,6 +60,9 @@ class Metrics:
 
     def callback_received(self, *, callback: str, outcome: str) -> None:
         self._callbacks.labels(callback=callback, outcome=outcome).inc()
+
+    def payment_moved(self, *, state: str) -> None:
+        self._payments.labels(state=state).inc()
 
     def watch_client_certificate(self, read: ReadClientCertificate) -> None:
         """`read` is asked at every scrape; None means that no client certificate is configured."""

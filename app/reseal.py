@@ -7,7 +7,8 @@ from sqlalchemy import Column, Table, Text, func, select, type_coerce, update
 
 import app.callbacks.tables
 import app.cert.tables
-import app.login.tables  # noqa: F401 - tables with sealed columns
+import app.login.tables
+import app.payments.tables  # noqa: F401 - tables with sealed columns
 from app.database import Base, Database
 from app.vault import Place, Sealed, SealedColumn, UnsealError, Vault
 

@@ -3,10 +3,10 @@
 import asyncio
 import hashlib
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import structlog
@@ -16,11 +16,21 @@ from app.callbacks.tables import CallbackName
 from app.cert.service import CertService, Checkpoint, Rules
 from app.database import Database, LateWrites
 from app.departure import Departure
+from app.errors import SessionRequired, UserNotFound
+from app.events.outbox import Outbox
 from app.login.service import LoginService
 from app.login.service import Rules as LoginRules
 from app.login.sessions import Sessions
 from app.login.tokens import UserTokens
 from app.metrics import ClientCertificateReading, Metrics
+from app.payments.billing import BillingService
+from app.payments.catalogue import Catalogue
+from app.payments.ledger import Ledger
+from app.payments.orders import Orders
+from app.payments.service import PaymentService
+from app.payments.service import Rules as PaymentRules
+from app.purchases.service import PurchaseService
+from app.purchases.service import Rules as PurchaseRules
 from app.server_keys import ServerKeys
 from app.settings import (
     MAX_REQUEST_LIFE,
@@ -45,7 +55,7 @@ from app.toss.crypto import TOSS_PUBLIC_KEY, LoginFieldCipher, PublicKey
 from app.toss.governor import BudgetRules, Governor
 from app.toss.iap import IapApi
 from app.toss.login import LoginApi
-from app.toss.partner import PartnerApi
+from app.toss.partner import PartnerApi, TossUser
 from app.toss.pay import BillingApi, PayApi
 from app.toss.signature import SignatureChecker
 from app.toss.tokens import TokenEndpoint, TokenKeeper
@@ -53,6 +63,12 @@ from app.toss.transport import MutualTransport, Transport
 from app.vault import Vault
 
 Clock = Callable[[], datetime]
+
+ZONES = {"Asia/Seoul": timezone(timedelta(hours=9)), "UTC": UTC}
+"""Korea has had no summer time since 1988; images without a time zone database know it all the same."""
+
+MIN_QUIET = timedelta(seconds=60)
+"""For so long a call that moves money may be under way at Toss; a bank takes up to 10 s (reference 2.4)."""
 
 
 def utc_now() -> datetime:
@@ -75,6 +91,10 @@ class Resources:
     writes: LateWrites
     cert: CertService
     login: LoginService
+    payments: PaymentService
+    orders: Orders
+    billing: BillingService
+    purchases: PurchaseService
     departure: Departure
     inbox: Inbox
     server_keys: ServerKeys
@@ -120,6 +140,8 @@ async def open_resources(
         with _noting("BFF_REDIS__URL", faults):
             shared_state = _shared_state(settings)
             stack.push_async_callback(shared_state.aclose)
+        with _noting("BFF_PAY__CATALOGUE_FILE", faults):
+            catalogue = Catalogue(settings.pay.catalogue_file)
         if faults:
             raise SettingsError(faults)
         vault = open_vault(settings.vault)
@@ -186,12 +208,68 @@ async def open_resources(
             clock=clock,
             checkpoint=checkpoint,
         )
+        outbox = Outbox(clock=clock, is_delivering=settings.events.url is not None)
+        is_test = settings.pay.mode != "live"
+        ledger = Ledger(
+            database=database,
+            writes=writes,
+            vault=vault,
+            outbox=outbox,
+            clock=clock,
+            is_test=is_test,
+            order_prefix=settings.pay.order_prefix,
+            # The call itself, and as much again for what Toss still has in hand when we have stopped waiting.
+            quiet=max(settings.toss.call_deadline * 2, MIN_QUIET),
+            count=lambda state: metrics.payment_moved(state=state),
+        )
+        payments = PaymentService(
+            ledger=ledger,
+            catalogue=catalogue,
+            pay=partner.pay,
+            charge_refunds=partner.billing,
+            rules=PaymentRules(
+                status_by_order_no=settings.pay.status_by_order_no,
+                abandon_after=settings.pay.abandon_after,
+                retention=timedelta(days=settings.pay.retention_days),
+            ),
+            clock=clock,
+            checkpoint=checkpoint,
+        )
+        orders = Orders(
+            database=database, vault=vault, clock=clock, is_test=is_test, is_open=settings.pay.mode is not None
+        )
+        billing = BillingService(
+            database=database,
+            vault=vault,
+            billing=partner.billing,
+            ledger=ledger,
+            orders=orders,
+            payments=payments,
+            catalogue=catalogue,
+            is_test=is_test,
+            clock=clock,
+            checkpoint=checkpoint,
+        )
+        purchases = PurchaseService(
+            database=database,
+            api=partner.iap,
+            outbox=outbox,
+            user_of=_user_at_toss(login),
+            rules=_purchase_rules(settings),
+            clock=clock,
+            checkpoint=checkpoint,
+        )
+        stack.push_async_callback(purchases.aclose)
         departure = Departure(login=login, cert=service, clock=clock)
         inbox = Inbox(
             database=database,
             vault=vault,
             clock=clock,
-            handlers={CallbackName.LOGIN_UNLINK: unlinking(departure.by_notice)},
+            handlers={
+                CallbackName.LOGIN_UNLINK: unlinking(departure.by_notice),
+                CallbackName.IAP_SUBSCRIPTION: purchases.follow,
+                CallbackName.PAYMENT: payments.by_callback,
+            },
             retention=timedelta(days=settings.callbacks.retention_days),
             checkpoint=checkpoint,
             count=lambda what, callback: metrics.callback_received(callback=callback, outcome=what),
@@ -211,6 +289,10 @@ async def open_resources(
             writes=writes,
             cert=service,
             login=login,
+            payments=payments,
+            orders=orders,
+            billing=billing,
+            purchases=purchases,
             departure=departure,
             inbox=inbox,
             server_keys=ServerKeys(database=database, vault=vault, clock=clock),
@@ -372,6 +454,29 @@ def _login_rules(settings: Settings) -> LoginRules:
         patience=deadline,
         retention=timedelta(days=login.retention_days),
         unlinked_retention=timedelta(days=login.unlinked_retention_days),
+    )
+
+
+def _user_at_toss(login: LoginService) -> Callable[[str], Awaitable[TossUser | None]]:
+    async def user_of(user_id: str) -> TossUser | None:
+        with suppress(UserNotFound, SessionRequired):
+            return login.toss_user_of(await login.user(user_id))
+        return None
+
+    return user_of
+
+
+def _purchase_rules(settings: Settings) -> PurchaseRules:
+    purchases = settings.purchases
+    return PurchaseRules(
+        sends_user_key=purchases.sends_user_key,
+        visibility_wait=purchases.visibility_wait,
+        zone=ZONES[purchases.notice_zone],
+        renewal_cycles=purchases.renewal_cycles,
+        expiry_grace=purchases.expiry_grace,
+        refund_check_every=purchases.refund_check_every,
+        refund_watch=timedelta(days=purchases.refund_watch_days),
+        retention=timedelta(days=purchases.retention_days),
     )
 
 

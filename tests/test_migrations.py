@@ -12,6 +12,10 @@ from sqlalchemy.exc import DBAPIError
 
 import app.callbacks.tables
 import app.cert.tables
+import app.events.tables
+import app.login.tables
+import app.payments.tables
+import app.purchases.tables
 import app.server_keys  # noqa: F401 - for its table
 from app.database import Base, Database, alembic_config
 from app.errors import StorageUnavailable

@@ -41,6 +41,10 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 """Seconds between attempts to record a notice while the database is away."""
 CONSOLE_TEST = "CONSOLE_TEST"
 """Outcome of the console's test, which names no user (apps-in-toss reference 14.1)."""
+REGISTRATION = "REGISTRATION"
+"""Outcome of the check of a new address, which needs nothing but an answer (apps-in-toss reference 14.2)."""
+MAX_HANDLING, MAX_WRITING = 100, 1000
+"""Of one process at once. A notice beyond the first is left to reconcile, one beyond the second is turned away."""
 
 Content = Mapping[str, Any]
 Clock = Callable[[], datetime]
@@ -132,8 +136,10 @@ class Inbox:
         Whether Toss calls again after an error is not known (apps-in-toss reference 14.0), so while the database is
         away the notice is kept in hand until it can be written.
 
-        Raises: StorageUnavailable when Toss has waited long enough for that.
+        Raises: StorageUnavailable when Toss has waited long enough for that, or too many are waiting already.
         """
+        if len(self._writing) >= MAX_WRITING:
+            raise StorageUnavailable
         writing = asyncio.create_task(self._until_recorded(arrival))
         self._writing.add(writing)
         writing.add_done_callback(self._writing.discard)
@@ -202,7 +208,7 @@ class Inbox:
 
     def _start(self, notice_id: str) -> None:
         """Equal deliveries at once share one task here; what other replicas do is decided by `close`."""
-        if notice_id not in self._handling:
+        if notice_id not in self._handling and len(self._handling) < MAX_HANDLING:
             self._handling[notice_id] = asyncio.create_task(self._handle_here(notice_id))
 
     async def _handle_here(self, notice_id: str) -> None:
@@ -407,7 +413,10 @@ class Inbox:
         """
         notice = await self._get(notice_id)
         handler = self._handler_of(notice)
-        if notice.state not in (NoticeState.OPEN, NoticeState.HANDLED) or notice.outcome == CONSOLE_TEST:
+        if notice.state not in (NoticeState.OPEN, NoticeState.HANDLED) or notice.outcome in (
+            CONSOLE_TEST,
+            REGISTRATION,
+        ):
             raise NoticeNotReplayable
         if notice.content is None:
             raise NoticeNotReplayable("its content was erased with the user")

@@ -11,15 +11,19 @@ from app.callbacks.schemas import (
     NoticesBody,
     NoticeWithContentBody,
     ReceivedBody,
+    iap_subscription,
     kept,
     login_unlink_of_body,
     login_unlink_of_query,
+    payment,
 )
 from app.callbacks.tables import CallbackName, NoticeState
 from app.deps import (
     CONSENT_WITHDRAWAL_CALLER,
+    IAP_SUBSCRIPTION_CALLER,
     LOGIN_UNLINK_CALLER,
     NO_STORE,
+    PAYMENT_CALLER,
     InboxDep,
     NoticeReader,
     NoticeReplayer,
@@ -72,6 +76,46 @@ LOGIN_UNLINK_JSON: dict[str, Any] = {
         },
     }
 }
+IAP_SUBSCRIPTION_JSON: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "`eventType` subscription.status_changed, or callback.registration_verification, which "
+        "needs no more; any other is recorded only. `changeReason` and `status` may be new ones, `expiresAt` null",
+        "content": {
+            "application/json": {
+                "schema": {"type": "object"},
+                "example": {
+                    "eventType": "subscription.status_changed",
+                    "eventVersion": "1.0",
+                    "occurredAt": "2026-08-24T09:05:11",
+                    "orderId": "0199f0aa-1111-7222-8333-444455556666",
+                    "sku": "ait.0000010000.a1b2c3d4.e5f6a7b8.1234567890",
+                    "changeReason": "RENEWED",
+                    "subscription": {
+                        "current": {
+                            "status": "ACTIVE",
+                            "accessGranted": True,
+                            "expiresAt": "2026-09-24T09:05:11",
+                            "autoRenew": True,
+                        }
+                    },
+                },
+            }
+        },
+    }
+}
+PAYMENT_JSON: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "`orderNo`; everything else is kept, and Toss is asked what is true of it",
+        "content": {
+            "application/json": {
+                "schema": {"type": "object"},
+                "example": {"orderNo": "order-20260824-0001", "status": "PAY_COMPLETE"},
+            }
+        },
+    }
+}
 ANYTHING: dict[str, Any] = {
     "requestBody": {"description": "Not documented by Toss: kept as it comes", "content": {"*/*": {"schema": {}}}}
 }
@@ -107,10 +151,22 @@ async def receive_consent_withdrawal(request: Request, inbox: InboxDep) -> Recei
     return await _receive(inbox, kept(CallbackName.CONSENT_WITHDRAWAL, _query(request), await _body(request)))
 
 
+@toss.post("/iap-subscription", dependencies=[IAP_SUBSCRIPTION_CALLER], openapi_extra=IAP_SUBSCRIPTION_JSON)
+async def receive_iap_subscription(request: Request, inbox: InboxDep) -> ReceivedBody:
+    """A subscription has changed, or the address of this callback has."""
+    return await _receive(inbox, iap_subscription(_query(request), await _body(request)))
+
+
+@toss.post("/payment", dependencies=[PAYMENT_CALLER], openapi_extra=PAYMENT_JSON)
+async def receive_payment(request: Request, inbox: InboxDep) -> ReceivedBody:
+    """Something has happened to a payment. A hint: what it was, Toss is asked."""
+    return await _receive(inbox, payment(_query(request), await _body(request)))
+
+
 async def _receive(inbox: Inbox, arrival: Arrival) -> ReceivedBody:
     await inbox.receive(arrival)
     if arrival.state is NoticeState.UNREADABLE:
-        raise InvalidRequest("has no readable userKey; it was recorded all the same")
+        raise InvalidRequest("does not say what it is about; it was recorded all the same")
     return ReceivedBody()
 
 

@@ -1,21 +1,27 @@
 """Callbacks on the wire: how Toss's are read, and what the partner's server sees of notices."""
 
 import json
+import re
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Self
 from urllib.parse import parse_qs
 
 from pydantic import Field
 
-from app.callbacks.inbox import CONSOLE_TEST, Arrival, Content, Page
+from app.callbacks.inbox import CONSOLE_TEST, REGISTRATION, Arrival, Content, Page
 from app.callbacks.tables import CallbackName, Notice, NoticeState
+from app.toss.iap import instant_of
 from app.toss.login import MAX_USER_KEY
-from app.toss.partner import whole_number
+from app.toss.partner import plain_text, whole_number
 from app.wire import Wire
 
 MAX_REFERRER = 64
 MAX_FIELDS = 50
+ORDER_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+ORDER_NO = re.compile(r"[A-Za-z0-9_:.^@-]{1,50}")
+WORD = re.compile(r"[A-Za-z0-9_.]{1,64}")
+"""A value of an enumeration, known or new."""
 CONSOLE_USER_KEY = 0
 USER_KEY_SPELLINGS = ("userKey", "user_key")
 """The second was seen by some receivers (apps-in-toss reference 14.1)."""
@@ -37,11 +43,72 @@ def login_unlink_of_query(query: bytes) -> Arrival:
 
 def login_unlink_of_body(query: bytes, body: bytes) -> Arrival:
     """The POST form: JSON, whatever its Content-Type says. Never fails either."""
+    return _login_unlink(_fields(body), query, body)
+
+
+def iap_subscription(query: bytes, body: bytes) -> Arrival:
+    """What has become of a subscription, or the check of a new address (reference 14.2). Never fails."""
+    callback, fields = CallbackName.IAP_SUBSCRIPTION, _fields(body)
+    content = _subscription_change(fields)
+    match _matching(WORD, fields.get("eventType")):
+        case "callback.registration_verification":
+            return Arrival(callback, _as_it_came(query, body), state=NoticeState.HANDLED, outcome=REGISTRATION)
+        case "subscription.status_changed" if content is not None:
+            return Arrival(callback, content)
+        case None | "subscription.status_changed":
+            return Arrival(callback, _as_it_came(query, body), state=NoticeState.UNREADABLE)
+        case _:  # a new one
+            return kept(callback, query, body)
+
+
+def payment(query: bytes, body: bytes) -> Arrival:
+    """That something has happened to a payment; what it is, Toss is asked (reference 14.4). Never fails."""
+    fields = _fields(body)
+    order_no = _matching(ORDER_NO, fields.get("orderNo"))
+    if order_no is None:
+        return Arrival(CallbackName.PAYMENT, _as_it_came(query, body), state=NoticeState.UNREADABLE)
+    content = {"orderNo": order_no, "status": _matching(WORD, fields.get("status")), "body": _legible(body)}
+    return Arrival(CallbackName.PAYMENT, content)
+
+
+def _subscription_change(fields: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Under Toss's names, on one level. None when it does not say which order is in what state, and since when."""
+    subscription = fields.get("subscription")
+    current = subscription.get("current") if isinstance(subscription, dict) else None
+    if not isinstance(current, dict):  # a `status` above it is of something else (reference 14.2)
+        return None
+    occurred_at = plain_text(fields.get("occurredAt"))
+    content = {
+        "orderId": _matching(ORDER_ID, fields.get("orderId")),
+        "sku": plain_text(fields.get("sku")),
+        "occurredAt": occurred_at,
+        "changeReason": _matching(WORD, fields.get("changeReason")),
+        "status": _matching(WORD, current.get("status")),
+        "accessGranted": _flag(current.get("accessGranted")),
+    }
+    if None in content.values() or instant_of(occurred_at, UTC) is None:
+        return None
+    return content | {
+        "expiresAt": plain_text(current.get("expiresAt")),
+        "autoRenew": _flag(current.get("autoRenew")),
+    }
+
+
+def _fields(body: bytes) -> dict[str, Any]:
+    """Of a JSON object; none for anything else."""
     try:
         fields = json.loads(body, object_pairs_hook=_without_contradictions)
     except (ValueError, RecursionError):
-        fields = None
-    return _login_unlink(fields if isinstance(fields, dict) else {}, query, body)
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+def _matching(pattern: re.Pattern[str], value: object) -> str | None:
+    return value if isinstance(value, str) and pattern.fullmatch(value) else None
+
+
+def _flag(value: object) -> bool | None:
+    return value if isinstance(value, bool) else None
 
 
 def _without_contradictions(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -118,7 +185,8 @@ class NoticeBody(Wire):
 
 class NoticeWithContentBody(NoticeBody):
     content: dict[str, Any] = Field(
-        description="As it was read (login-unlink: `userKey`, `referrer`), or the raw `query` and `body`"
+        description="As it was read (login-unlink: `userKey`, `referrer`; payment: `orderNo`, `status`, `body`; "
+        "iap-subscription: `orderId`, and what it says of the subscription), or the raw `query` and `body`"
     )
 
     @classmethod

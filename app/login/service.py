@@ -22,6 +22,7 @@ from app.errors import (
     LoginRejected,
     SealedDataUnreadable,
     SessionNotFound,
+    SessionRequired,
     StorageUnavailable,
     TossNotConfigured,
     UnlinkNeedsLogin,
@@ -51,6 +52,7 @@ from app.toss.crypto import LoginFieldCipher
 from app.toss.errors import NotSent, TossError, TossRejected
 from app.toss.governor import Lane
 from app.toss.login import LoginApi, Profile
+from app.toss.partner import TossUser
 from app.upstream import ASK_AGAIN
 from app.vault import Sealed, UnsealError, Vault
 
@@ -347,6 +349,15 @@ class LoginService:
     def user_key_of(self, user: User) -> int | None:
         """Raises: SealedDataUnreadable."""
         return None if user.user_key is None else int(self._unseal(user, "user_key"))
+
+    def toss_user_of(self, user: User) -> TossUser:
+        """By what Toss knows them. Raises: SessionRequired when their link is over, SealedDataUnreadable."""
+        user_key = self.user_key_of(user)
+        if user_key is not None:
+            return TossUser(user_key=user_key)
+        if user.anon_key is not None:
+            return TossUser(anon_key=self._unseal(user, "anon_key"))
+        raise SessionRequired
 
     # --- The end of a link --------------------------------------------------------------------------------
 

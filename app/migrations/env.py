@@ -4,6 +4,9 @@ from alembic import context
 
 import app.callbacks.tables
 import app.cert.tables
+import app.events.tables
+import app.payments.tables
+import app.purchases.tables
 import app.server_keys  # noqa: F401 - for its table
 from app.database import Base
 

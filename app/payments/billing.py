@@ -1,5 +1,7 @@
-"""Recurring payment: billing keys, and charges to them (apps-in-toss reference 9). A charge is a payment that nobody
-has to authenticate; from its execution on it goes the way of all payments."""
+"""Recurring payment: billing keys, and charges to them (apps-in-toss reference 9).
+
+A charge is a payment that nobody has to authenticate; from its execution on it goes the way of all payments.
+"""
 
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
@@ -215,7 +217,9 @@ class BillingService:
         try:
             await self._api().remove_key(self._toss_user_of(key), wrapped_token=wrapped_token, lane=lane)
         except (OutcomeUnknown, Unintelligible, TossRejected) as error:
-            self._log.warning("billing_key_removal_asked", billing_key_id=key.billing_key_id, why=type(error).__name__)
+            self._log.warning(
+                "billing_key_removal_asked", billing_key_id=key.billing_key_id, why=type(error).__name__
+            )
             key = await self.check(key, lane=lane)
             if key.state == _K.REMOVING:
                 raise pay_error(error) from error
@@ -317,12 +321,12 @@ class BillingService:
                     session, payer, order, billing_key_id=key.billing_key_id, actor=actor
                 )
                 await session.flush()
-            return order, payment, True
         except IntegrityError:  # another call with this key was faster, and is committed now
             known = await self._known(request, idempotency_key)
             if known is None:
                 raise
             return *known, False
+        return order, payment, True
 
     # --- What is due --------------------------------------------------------------------------------------
 

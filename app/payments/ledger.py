@@ -1,13 +1,12 @@
 """The books: every change of a payment, with its history and its event, in one transaction. Knows no network."""
 
-import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
 
 import structlog
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from typing_extensions import override
 
@@ -22,12 +21,11 @@ from app.toss.pay import Charge
 from app.upstream import ASK_AGAIN
 from app.vault import Sealed, UnsealError, Vault
 
-BATCH: Final = 200
 SAME_ORDER_NO_PREFIX: Final = {True: "test", False: "live"}
 """The merchant has to keep live and test numbers apart (apps-in-toss reference 8.2)."""
 
 PAYMENT_LIFE: Final = timedelta(minutes=15)
-"""After which Toss cancels what nobody has executed; stated for plain Toss Pay only (apps-in-toss reference 8.2)."""
+"""After that Toss cancels what nobody has executed; stated for plain Toss Pay only (apps-in-toss reference 8.2)."""
 FIRST_CHECK: Final[dict[PaymentState, timedelta]] = {
     PaymentState.CREATED: timedelta(0),
     PaymentState.READY: PAYMENT_LIFE + timedelta(minutes=1),
@@ -137,8 +135,7 @@ class Ledger:
 
     async def open_for_product(self, payer: Payer, product_id: str, charge: Charge) -> Payment:
         async with self._database.transaction() as session:
-            payment = self._add(session, payer, charge, PaymentState.CREATED, product_id=product_id)
-        return payment
+            return self._add(session, payer, charge, PaymentState.CREATED, product_id=product_id)
 
     async def open_for_order(self, payer: Payer, order_id: str) -> tuple[Payment, bool]:
         """The one payment of this order that may still come to something, and whether it is new.
@@ -149,9 +146,7 @@ class Ledger:
             order = await session.get(Order, order_id, with_for_update=True)
             if order is None or not self._may_pay(order, payer):
                 raise OrderNotFound
-            current = await session.scalar(
-                select(Payment).where(Payment.open_key == order_id).with_for_update()
-            )
+            current = await session.scalar(select(Payment).where(Payment.open_key == order_id).with_for_update())
             if current is not None:
                 if current.is_in(PaymentState.READY):
                     return current, False
@@ -453,14 +448,14 @@ class Ledger:
 
     # --- What is due --------------------------------------------------------------------------------------
 
-    async def due(self) -> Sequence[str]:
+    async def due(self, *, limit: int) -> Sequence[str]:
         """Numbers of open payments that are to be looked at, the longest overdue first."""
         async with self._database.transaction() as session:
             found = await session.scalars(
                 select(Payment.order_no)
                 .where(Payment.next_check_at <= self._clock())
                 .order_by(Payment.next_check_at)
-                .limit(BATCH)
+                .limit(limit)
             )
             return found.all()
 

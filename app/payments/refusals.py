@@ -59,9 +59,11 @@ CLEAR = frozenset(
         "COMMON_BILLING_KEY_NOT_FOUND",
     }
 )
-"""Codes that say that this call has moved nothing (apps-in-toss reference 3.2, 8.8). Every other one, known or new, is
-a call whose outcome a status query has to tell: that a payment exists already, that another one is still running,
-that something inside Toss took too long or broke."""
+"""Codes that say that this call has moved nothing (apps-in-toss reference 3.2, 8.8).
+
+After every other one, known or new, a status query has to tell what became of the call: that a payment exists
+already, that another one is still running, that something inside Toss took too long or broke.
+"""
 
 CONFIGURATION: dict[str, type[AppError]] = dict.fromkeys(
     ("4034", "4050", "COMMON_INVALID_API_KEY", "COMMON_UNAUTHORIZED", "NOT_INTERNAL_SHOP"), TossNotConfigured

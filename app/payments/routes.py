@@ -1,6 +1,6 @@
 """Payments over HTTP: the mini-app door and the partner-server door."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Response
 
@@ -71,7 +71,9 @@ BillingKeyId = Annotated[str, Path(alias="billingKeyId", pattern=USER_ID)]
 MINE: tuple[type[AppError], ...] = (*ALWAYS, SessionRequired)
 TOSS: tuple[type[AppError], ...] = (*UPSTREAM, TossNotConfigured, SealedDataUnreadable)
 NOT_PAID: tuple[type[AppError], ...] = (PaymentRefused, PaymentEnded, PaymentHeld, PaymentInProgress)
-UNDECIDED = {202: {"description": "Nobody knows yet: ask again for this payment, do not pay again"}}
+UNDECIDED: dict[int | str, dict[str, Any]] = {
+    202: {"description": "Nobody knows yet: ask again for this payment, do not pay again"}
+}
 
 mini_app = APIRouter(prefix="/api/v1", tags=["Toss Pay (mini-app)"], dependencies=[NO_STORE])
 partner_server = APIRouter(prefix="/server/v1", tags=["Toss Pay (partner server)"], dependencies=[NO_STORE])
@@ -89,7 +91,14 @@ def _accepted(response: Response, payment: Payment) -> None:
     "/payments",
     status_code=201,
     responses=documented(
-        *MINE, *TOSS, ProductNotFound, OrderNotFound, OrderNotPayable, PaymentRefused, PaymentEnded, PaymentInProgress
+        *MINE,
+        *TOSS,
+        ProductNotFound,
+        OrderNotFound,
+        OrderNotPayable,
+        PaymentRefused,
+        PaymentEnded,
+        PaymentInProgress,
     ),
 )
 async def begin_payment(body: BeginRequest, payer: PayerDep, payments: PaymentsDep) -> BegunPaymentBody:
@@ -257,7 +266,7 @@ async def list_billing_keys(user_id: UserId, billing: BillingDep, _partner: Bill
     )
     | UNDECIDED,
 )
-async def charge_billing_key(
+async def charge_billing_key(  # noqa: PLR0917 - each is a part of the request
     billing_key_id: BillingKeyId,
     body: ChargeRequest,
     billing: BillingDep,

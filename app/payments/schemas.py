@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, AwareDatetime, Field, model_validator
+from typing_extensions import override
 
 from app.payments.billing import KeyState
 from app.payments.catalogue import ChargeFields, ProductId
@@ -128,6 +129,7 @@ class FullPaymentBody(PaymentBody):
     refund_asked_at: datetime | None
     next_check_at: datetime | None = Field(description="When `reconcile` asks Toss again")
 
+    @override
     @classmethod
     def of(cls, payment: Payment) -> Self:
         return cls(**_shown_in_full(payment))

@@ -1,5 +1,6 @@
 """Toss Pay, the use cases: begin, execute, find out, refund. Every call states its intent first, and no answer of
-Toss but a status decides what became of a call that got lost (G4, G13)."""
+Toss but a status decides what became of a call that got lost (G4, G13).
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -427,17 +428,11 @@ class PaymentService:
 
         Stops when the budget has no room. Raises: StorageUnavailable.
         """
-        looked_at, moved = 0, 0
-        is_over = self._pay is None
-        while not is_over and (due := await self.ledger.due()):
-            for start in range(0, len(due), AT_ONCE):
-                looks = await asyncio.gather(*(self._look(order_no) for order_no in due[start : start + AT_ONCE]))
-                looked_at += sum(look is not None for look in looks)
-                moved += sum(look is True for look in looks)
-                is_over = is_over or any(look is None for look in looks)
-                if is_over:
-                    break
-        return Reconciled(looked_at, moved, await self.ledger.erase(self._clock() - self._rules.retention))
+        looks: list[bool | None] = []
+        while self._pay is not None and None not in looks and (due := await self.ledger.due(limit=AT_ONCE)):
+            looks += await asyncio.gather(*map(self._look, due))
+        erased = await self.ledger.erase(self._clock() - self._rules.retention)
+        return Reconciled(len(looks) - looks.count(None), looks.count(True), erased)
 
     async def _look(self, order_no: str) -> bool | None:
         """Whether it has moved; None if there is no room for more."""

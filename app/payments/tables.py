@@ -37,7 +37,7 @@ class Charged:
 
 
 class Order(Charged, Base):
-    """What the partner's server wants paid, or charged to a billing key: once, by however many payments it takes."""
+    """What the partner's server wants paid, or charged to a billing key: once, however many payments it takes."""
 
     __tablename__ = "payment_order"
     __table_args__ = (UniqueConstraint("idempotency_hash"), Index("ix_payment_order_created_at", "created_at"))
@@ -70,7 +70,8 @@ class Payment(Charged, Base):
         UniqueConstraint("open_key"),
         CheckConstraint("amount > 0", name="amount"),
         CheckConstraint(
-            "(state IN ('CREATED', 'READY', 'PENDING', 'REFUNDING')) = (next_check_at IS NOT NULL)", name="next_check"
+            "(state IN ('CREATED', 'READY', 'PENDING', 'REFUNDING')) = (next_check_at IS NOT NULL)",
+            name="next_check",
         ),
         Index("ix_payment_next_check_at", "next_check_at"),
         Index("ix_payment_order_id", "order_id"),

@@ -1,6 +1,7 @@
 """In-app purchase: the status of an order, with its wire model (apps-in-toss reference 10)."""
 
 from dataclasses import dataclass
+from datetime import UTC, datetime, tzinfo
 from typing import Final
 
 from app.toss.errors import Unintelligible
@@ -8,6 +9,19 @@ from app.toss.governor import Lane
 from app.toss.partner import PartnerApi, TossUser, plain_text
 
 PATH: Final = "/api-partner/v1/apps-in-toss/order/get-order-status"
+FIRST_YEAR, LAST_YEAR = 2000, 9000
+"""A time outside of these is a mistake, and not every database holds it."""
+
+
+def instant_of(text: str | None, zone: tzinfo) -> datetime | None:
+    """A time as Toss writes it, in `zone` unless it names one (reference 10.1, 14.2); None for what is none."""
+    try:
+        read = datetime.fromisoformat(text or "")
+    except ValueError:
+        return None
+    if not FIRST_YEAR <= read.year < LAST_YEAR:
+        return None
+    return (read if read.tzinfo else read.replace(tzinfo=zone)).astimezone(UTC)
 
 
 @dataclass(frozen=True)

@@ -177,6 +177,10 @@ class _Calls(ABC):
     ) -> Answer:
         return await self._send("POST", url, admit, json=dict(body), headers=_headers(bearer, headers))
 
+    async def post_bytes(self, url: str, body: bytes, *, headers: Mapping[str, str]) -> Answer:
+        """A body that goes out as it is, because it was signed."""
+        return await self._send("POST", url, content=body, headers=dict(headers))
+
     async def get_json(
         self,
         url: str,
