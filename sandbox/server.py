@@ -30,8 +30,8 @@ from sandbox.client_certificates import (
 from sandbox.connection import Protocol
 from sandbox.control import ControlFace
 from sandbox.crypto import kept_rsa_key, public_key_text, rsa_key_from_text
+from sandbox.login import LoginFace
 from sandbox.miniapps import DEFAULT_APP
-from sandbox.partner import PartnerFace
 from sandbox.signature import SigningAuthority
 from sandbox.state import TEST_CLIENT_ID, TEST_CLIENT_SECRET, SandboxState
 from sandbox.switches import MissingCertificate
@@ -103,7 +103,7 @@ class SandboxServer:
             token_key=lambda: self._token_key,
             signing=signing,
         )
-        partner = PartnerFace(state=self.state, token_key=lambda: self._token_key)
+        partner = LoginFace(state=self.state, token_key=lambda: self._token_key)
         control = ControlFace(
             state=self.state,
             issue=self.issue_client_certificate,
