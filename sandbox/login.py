@@ -1,6 +1,7 @@
 """The host of login: Toss login, anonymous keys, in-app purchase (reference of Apps in Toss, 6, 7 and 10)."""
 
 import base64
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from starlette.requests import Request
 from typing_extensions import override
 
+from sandbox.clock import iap_time, korean_time
 from sandbox.crypto import seal_login_field
 from sandbox.faults import CallName, FaultKind, FaultOrder
 from sandbox.miniapps import ACCESS_SECONDS, Grant, InvalidGrant, MiniApp, Scope, scope_names
@@ -32,6 +34,20 @@ _SCOPE_OF = {
 }
 
 
+# Made up; that they are Korean sentences is documented (reference 10.1).
+_ORDER_REASONS = {
+    "ORDER_IN_PROGRESS": "주문이 진행 중이에요.",
+    "PAYMENT_PENDING": "결제가 진행 중이에요.",
+    "PAYMENT_COMPLETED": "결제가 완료되었지만 상품 지급이 확인되지 않았어요.",
+    "PURCHASED": "구매가 완료되었어요.",
+    "FAILED": "결제에 실패했어요.",
+    "REFUNDED": "환불된 주문이에요.",
+    "NOT_FOUND": "주문을 찾을 수 없어요.",
+    "MINIAPP_MISMATCH": "다른 미니앱의 주문이에요.",
+    "ERROR": "주문을 조회하지 못했어요.",
+}
+
+
 class LoginFace(PartnerFace):
     def __init__(self, *, state: SandboxState, token_key: Callable[[], rsa.RSAPrivateKey]) -> None:
         super().__init__(state)
@@ -46,7 +62,19 @@ class LoginFace(PartnerFace):
             (CallName.UNLINK_TOKEN, "POST", f"{_LOGIN}/access/remove-by-access-token", self._unlink_token),
             (CallName.UNLINK_USER, "POST", f"{_LOGIN}/access/remove-by-user-key", self._unlink_user),
             (CallName.ANON_VERIFY, "POST", "users/anon-key/verify", self._anon_verify),
+            (CallName.IAP_STATUS, "POST", "order/get-order-status", self._order_status),
         ]
+
+    @override
+    def _subject(self, app_name: str, call: CallName, body: bytes) -> str | None:
+        if call is not CallName.IAP_STATUS:
+            return None
+        try:
+            fields = json.loads(body)
+        except (ValueError, RecursionError):
+            return None
+        order_id = fields.get("orderId") if isinstance(fields, dict) else None
+        return order_id if isinstance(order_id, str) else None
 
     def _exchange(self, app_name: str, request: Request, body: bytes) -> PartnerAnswer:
         fields = json_object(request, body)
@@ -135,6 +163,22 @@ class LoginFace(PartnerFace):
         answer.body[self._payload_key] = "true" if self._state.switches.anon_success_as_text else True
         answer.payload = None
         return answer
+
+    def _order_status(self, app_name: str, request: Request, body: bytes) -> PartnerAnswer:
+        order_id = text(json_object(request, body), "orderId")
+        switches = self._state.switches
+        is_named = "x-toss-user-key" in request.headers or switches.iap_user_header_required
+        user = self._user(app_name, request) if is_named else None
+        answer = self._state.iap.ask(app_name, order_id, user)
+        payload: dict[str, Any] = {
+            "orderId": order_id,
+            "status": answer.status,
+            "reason": _ORDER_REASONS[answer.status],
+        }
+        if (order := answer.order) is not None:
+            write = korean_time if switches.iap_zone else iap_time
+            payload |= {"sku": order.sku, "statusDeterminedAt": write(order.determined_at)}
+        return self._success(payload)
 
     def _anon_refused(self, note: str) -> PartnerAnswer:
         return self._failed(self._state.switches.anon_failure_status, UNAUTHENTICATED, note)

@@ -142,12 +142,12 @@ class PartnerFace(Face[PartnerAnswer]):
         except InvalidGrant as refused:
             return self._invalid_grant(call, str(refused))
         except CallFailed as failed:
-            return self._refused(failed)
+            return self._refused(call, failed)
         except InvalidFields as invalid:
             data = {"errorDetails": invalid.details}
             return self._failed(400, INVALID_PARAMETER, str(invalid), data)
 
-    def _refused(self, failed: CallFailed) -> PartnerAnswer:
+    def _refused(self, call: CallName, failed: CallFailed) -> PartnerAnswer:  # noqa: ARG002
         return self._failed(200, failed.code, str(failed))  # 3.1: business errors arrive with 200
 
     def _user(self, app_name: str, request: Request) -> str:
@@ -188,13 +188,16 @@ class PartnerFace(Face[PartnerAnswer]):
         self, code: str, data: dict[str, Any] | None = None, result_type: ResultType = ResultType.FAIL
     ) -> dict[str, Any]:
         switches = self._state.switches
-        error: dict[str, Any] = {"errorCode": code, "reason": _REASONS.get(code, _OTHER_REASON)}
+        error: dict[str, Any] = {"errorCode": code, "reason": self._reason(code)}
         if not switches.short_errors:
             error = {"errorType": 0, **error, "data": data or {}, "title": None}
         body: dict[str, Any] = {"resultType": result_type.value, "error": error}
         if not switches.failure_without_success:
             body["success"] = None
         return body
+
+    def _reason(self, code: str) -> str:
+        return _REASONS.get(code, _OTHER_REASON)
 
     def _invalid_grant(self, call: CallName, note: str) -> PartnerAnswer:
         switches = self._state.switches
@@ -306,4 +309,23 @@ def text(fields: dict[str, Any], name: str) -> str:
     value = fields.get(name)
     if not isinstance(value, str) or not value:
         raise InvalidFields(name, "is missing or no text", value)
+    return value
+
+
+def optional_text(fields: dict[str, Any], name: str) -> str | None:
+    return None if fields.get(name) is None else text(fields, name)
+
+
+def flag(fields: dict[str, Any], name: str) -> bool:
+    value = fields.get(name)
+    if not isinstance(value, bool):
+        raise InvalidFields(name, "is missing or neither true nor false", value)
+    return value
+
+
+def whole_number(fields: dict[str, Any], name: str, *, least: int = 0, most: int) -> int:
+    """Of JSON: neither text nor true (reference 8.2)."""
+    value = fields.get(name)
+    if type(value) is not int or not least <= value <= most:
+        raise InvalidFields(name, f"is missing or no whole number from {least} to {most}", value)
     return value

@@ -9,13 +9,16 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+from sandbox.billing import Billing
 from sandbox.budget import Budget
-from sandbox.callbacks import Callbacks, Delivery
-from sandbox.clock import Clock, korean_time
+from sandbox.callbacks import CallbackKind, Callbacks, Delivery
+from sandbox.clock import Clock, korean_time, pay_time
 from sandbox.crypto import Session
 from sandbox.faults import CallName, FaultKind, FaultOrder, FaultQueue, Hold
 from sandbox.miniapps import DEFAULT_APP, MiniApps, UnlinkReferrer
+from sandbox.payments import Payment, Payments
 from sandbox.personas import Persona, personas
+from sandbox.purchases import Purchases
 from sandbox.shared import NotPossible, changing
 from sandbox.switches import Situation, Switches
 
@@ -116,9 +119,13 @@ class SandboxState:
         self.personas = personas()
         self._changed = threading.Condition(threading.RLock())
         self._clear()
-        self.mini_apps = MiniApps(self.clock, self._changed, lambda: self.switches)
-        self.budget = Budget(self.clock, self._changed)
-        self.callbacks = Callbacks(self.clock, self._changed)
+        shared = self.clock, self._changed
+        self.mini_apps = MiniApps(*shared, lambda: self.switches)
+        self.budget = Budget(*shared)
+        self.callbacks = Callbacks(*shared)
+        self.pay = Payments(*shared, lambda: self.switches, self._tell_of_payment)
+        self.billing = Billing(*shared, lambda: self.switches, self.pay)
+        self.iap = Purchases(*shared, lambda: self.switches, self.mini_apps, self.callbacks)
 
     def _clear(self) -> None:
         self._switches = Switches()
@@ -146,6 +153,9 @@ class SandboxState:
             self.mini_apps.clear()
             self.budget.clear()
             self.callbacks.clear()
+            self.pay.clear()
+            self.billing.clear()
+            self.iap.clear()
 
     def wait_until(self, condition: Callable[["SandboxState"], bool], timeout: float = 10.0) -> None:
         """Block until `condition` holds; it is asked again after every change. Raises TimeoutError."""
@@ -302,6 +312,25 @@ class SandboxState:
         user_key = self.mini_apps.disconnect(user, app_name=app_name, referrer=referrer)
         _, made = self.callbacks.announce(user_key, UnlinkReferrer(referrer), app_name=app_name)
         return made
+
+    def _tell_of_payment(self, payment: Payment) -> None:
+        """As plain Toss Pay does, where a URL is set up: Apps in Toss documents no such callback (14.4)."""
+        kind = CallbackKind.PAYMENT
+        settings = self.callbacks.settings(payment.app, kind=kind)
+        if settings.url is None or payment.paid_at is None:
+            return
+        body = {
+            "status": payment.status.value,
+            "payToken": payment.pay_token,
+            "orderNo": payment.order_no,
+            "payMethod": payment.charge.method.value,
+            "amount": payment.amount,
+            "discountedAmount": payment.discount,
+            "paidAmount": payment.paid_amount,
+            "paidTs": pay_time(payment.paid_at),
+            "transactionId": payment.pay_transaction,
+        }
+        self.callbacks.send_later(kind, body, app_name=payment.app)
 
     def expire(self, tx_id: str) -> None:
         with self._change():
@@ -467,4 +496,7 @@ class SandboxState:
                 ],
                 "miniApps": self.mini_apps.snapshot(),
                 "budget": self.budget.snapshot(),
+                "payments": self.pay.snapshot(),
+                "billingKeys": self.billing.snapshot(),
+                "iapOrders": self.iap.snapshot(),
             }
