@@ -27,6 +27,9 @@ VAULT_KEY = base64.b64encode(bytes(range(32))).decode()
 HASH_KEY = base64.b64encode(bytes(range(100, 132))).decode()
 UNLINK_AUTH = "toss-calls:G8k2pX5vQ9sT1mZ7"
 CONSENT_AUTH = "toss-tells:W4n6cR3jY8hB2dL5"
+PAYMENT_AUTH = "toss-pays:K7m3xD9wF5qH2vN8"
+SUBSCRIPTION_AUTH = "toss-renews:P4s8bL6zC1tY9gR3"
+CATALOGUE = Path(__file__).parent / "data" / "catalogue.json"
 VECTORS = Path(__file__).parent / "data" / "toss-cert.json"
 
 
@@ -188,12 +191,20 @@ def settings_for(backend: Backend, sandbox: SandboxServer, **cert: object) -> Se
             },
             "toss": {
                 "api_url": sandbox.partner_url,
+                "pay_url": sandbox.pay_url,
                 "ca_file": str(sandbox.ca_file),
                 "certificate_folder": str(client_certificates_of(sandbox)),
             },
             "network": {"callback_allowlist": [f"{MINI_APP_ADDRESS}/32", "127.0.0.1/32"]},
             "limits": {"per_minute": 1_000_000, "starts_per_minute": 1_000_000},
-            "callbacks": {"login_unlink_auth": UNLINK_AUTH, "consent_withdrawal_auth": CONSENT_AUTH},
+            "callbacks": {
+                "login_unlink_auth": UNLINK_AUTH,
+                "consent_withdrawal_auth": CONSENT_AUTH,
+                "payment_auth": PAYMENT_AUTH,
+                "iap_subscription_auth": SUBSCRIPTION_AUTH,
+            },
+            "pay": {"mode": "test", "catalogue_file": str(CATALOGUE)},
+            "billing": {"enabled": True, "api_url": sandbox.pay_url},
             "login": {"decryption_keys": [sandbox.decryption_key], "aads": [sandbox.aad]},
         }
     )

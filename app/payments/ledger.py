@@ -378,7 +378,7 @@ class Ledger:
         before, now = PaymentState(payment.state), self._clock()
         if to not in MOVES[before]:
             raise ValueError(f"a payment does not go from {before} to {to}")
-        event = self._event_of(payment, before, to)
+        event = self._event_of(payment, before, to, is_refused=detail is not None)
         payment.state, payment.changed_at, payment.checks = to, now, 0
         payment.version += 1
         payment.quiet_until = None
@@ -395,12 +395,14 @@ class Ledger:
         if event is not None:
             self._outbox.record(session, event, subject=payment.order_no, data=_event_data(payment))
 
-    def _event_of(self, payment: Payment, before: PaymentState, to: PaymentState) -> EventType | None:
+    def _event_of(
+        self, payment: Payment, before: PaymentState, to: PaymentState, *, is_refused: bool
+    ) -> EventType | None:
         """Each fact once: coming back from a refused refund, or from HELD, tells nothing of the payment anew."""
         match to:
             case PaymentState.PAID if payment.paid_at is None:
                 return EventType.PAYMENT_PAID
-            case PaymentState.PAID if before is PaymentState.REFUNDING:
+            case PaymentState.PAID if before is PaymentState.REFUNDING and is_refused:
                 return EventType.PAYMENT_REFUND_REFUSED
             case PaymentState.REFUNDED if payment.refunded_at is None:
                 return EventType.PAYMENT_REFUNDED

@@ -65,6 +65,24 @@ After every other one, known or new, a status query has to tell what became of t
 already, that another one is still running, that something inside Toss took too long or broke.
 """
 
+VAGUE = frozenset(
+    {
+        "INTERNAL_ERROR",
+        "COMMON_SYSTEM_ERROR",
+        "COMMON_TIMEOUT",
+        "COMMON_THROTTLED",
+        "COMMON_BREAK_TIME_OF_BANK",
+        "TRANSACTION_PENDING_ERROR",
+        "CARD_SYSTEM_ERROR",
+        "CARD_BANK_SYSTEM_ERROR",
+    }
+)
+"""With these a refund may still be on its way.
+
+After any other no, a status that shows no refund is believed: believed wrongly, it costs no money, as a refund can
+be asked for again and is made once all the same.
+"""
+
 CONFIGURATION: dict[str, type[AppError]] = dict.fromkeys(
     ("4034", "4050", "COMMON_INVALID_API_KEY", "COMMON_UNAUTHORIZED", "NOT_INTERNAL_SHOP"), TossNotConfigured
 )
@@ -90,6 +108,10 @@ def refused(code: str, *, otherwise: type[AppError] = PaymentRefused) -> AppErro
 def is_clear_no(error: TossError) -> bool:
     """Whether this refusal by itself says that nothing was moved."""
     return isinstance(error, TossRejected) and error.http_status < SERVER_ERROR and error.error_code in CLEAR
+
+
+def is_clear_no_to_refund(error: TossError) -> bool:
+    return isinstance(error, TossRejected) and error.http_status < SERVER_ERROR and error.error_code not in VAGUE
 
 
 def is_unknown_payment(error: TossError) -> bool:

@@ -26,7 +26,7 @@ from app.errors import (
 )
 from app.payments.catalogue import Catalogue
 from app.payments.ledger import Ledger, Payer, Verdict
-from app.payments.refusals import NOT_FOUND, is_clear_no, is_unknown_payment, pay_error, refused
+from app.payments.refusals import NOT_FOUND, is_clear_no, is_clear_no_to_refund, is_unknown_payment, pay_error
 from app.payments.states import OVER, SEEN, Ours, PaymentState, contradiction, is_proof
 from app.payments.tables import Payment, PaymentStep
 from app.toss.errors import NotSent, TossError, TossRejected
@@ -198,17 +198,19 @@ class PaymentService:
             untouched = Verdict(PaymentState.READY, is_certain=True)
             await self.ledger.settle(payment.order_no, untouched, cause="not_sent", version=payment.version)
             raise pay_error(error) from error
-        payment = await self.asked_about(payment, cause="execute", error=error)
+        payment = await self.asked_about(payment, cause="execute", error=error, is_certain=is_clear_no(error))
         if payment.is_in(PaymentState.READY):
             raise pay_error(error) from error
         return as_it_is(payment)
 
-    async def asked_about(self, payment: Payment, *, cause: str, error: TossError | None = None) -> Payment:
+    async def asked_about(
+        self, payment: Payment, *, cause: str, error: TossError | None = None, is_certain: bool = False
+    ) -> Payment:
         """After an answer that decides nothing (`error`, if it was one): what Toss says became of it.
 
-        If that cannot be found out now, the payment stays as it is, and `reconcile` goes on asking.
+        `is_certain`: the error says that the call is over. If it cannot be found out now, the payment stays as it
+        is, and `reconcile` goes on asking.
         """
-        is_certain = error is not None and is_clear_no(error)
         if error is not None:
             self._log.warning(
                 "payment_outcome_asked", order_no=payment.order_no, why=type(error).__name__, toss_code=_code(error)
@@ -388,9 +390,10 @@ class PaymentService:
         except NotSent:
             raise
         except TossError as error:
-            payment = await self.asked_about(payment, cause="refund", error=error)
+            is_certain = is_clear_no_to_refund(error)
+            payment = await self.asked_about(payment, cause="refund", error=error, is_certain=is_certain)
             if payment.is_in(PaymentState.PAID):
-                raise refused(_code(error) or "", otherwise=RefundRefused) from error
+                raise RefundRefused(toss_code=_code(error)) from error
             return payment
         await self._checkpoint("refund_answered")
         return await self._refunded(payment, refund)
