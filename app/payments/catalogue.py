@@ -3,10 +3,11 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import structlog
 from pydantic import AfterValidator, Field, ValidationError, model_validator
+from typing_extensions import override
 
 from app.toss.pay import Charge
 from app.wire import Input
@@ -38,7 +39,7 @@ Amount = Annotated[int, Field(strict=True, ge=0, le=MAX_AMOUNT)]
 Description = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_description)]
 
 
-class ChargeFields(Input):
+class AmountFields(Input):
     """What is charged, under Toss's own names (apps-in-toss reference 8.2). Whole KRW."""
 
     description: Description
@@ -47,10 +48,6 @@ class ChargeFields(Input):
     amount_taxable: Amount | None = None
     amount_vat: Amount | None = None
     amount_service_fee: Amount | None = None
-    enable_pay_methods: Literal["TOSS_MONEY", "CARD"] | None = None
-    cash_receipt: bool | None = None
-    cash_receipt_trade_option: Literal["GENERAL", "CULTURE", "PUBLIC_TP"] | None = None
-    installment: Literal["USE", "NOT_USE"] | None = None
 
     @model_validator(mode="after")
     def _is_split(self) -> Self:
@@ -60,12 +57,6 @@ class ChargeFields(Input):
         return self
 
     def charge(self) -> Charge:
-        options = {
-            "enablePayMethods": self.enable_pay_methods,
-            "cashReceipt": self.cash_receipt,
-            "cashReceiptTradeOption": self.cash_receipt_trade_option,
-            "installment": self.installment,
-        }
         return Charge(
             product_desc=self.description,
             amount=self.amount,
@@ -73,8 +64,29 @@ class ChargeFields(Input):
             amount_taxable=self.amount_taxable,
             amount_vat=self.amount_vat,
             amount_service_fee=self.amount_service_fee,
-            options={name: value for name, value in options.items() if value is not None},
+            options={name: value for name, value in self._options().items() if value is not None},
         )
+
+    def _options(self) -> dict[str, Any]:
+        return {}
+
+
+class ChargeFields(AmountFields):
+    """With how the user may pay it."""
+
+    enable_pay_methods: Literal["TOSS_MONEY", "CARD"] | None = None
+    cash_receipt: bool | None = None
+    cash_receipt_trade_option: Literal["GENERAL", "CULTURE", "PUBLIC_TP"] | None = None
+    installment: Literal["USE", "NOT_USE"] | None = None
+
+    @override
+    def _options(self) -> dict[str, Any]:
+        return {
+            "enablePayMethods": self.enable_pay_methods,
+            "cashReceipt": self.cash_receipt,
+            "cashReceiptTradeOption": self.cash_receipt_trade_option,
+            "installment": self.installment,
+        }
 
 
 class _File(Input):

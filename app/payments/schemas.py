@@ -9,7 +9,7 @@ from pydantic import AfterValidator, AwareDatetime, Field, model_validator
 from typing_extensions import override
 
 from app.payments.billing import KeyState
-from app.payments.catalogue import ChargeFields, ProductId
+from app.payments.catalogue import AmountFields, ChargeFields, ProductId
 from app.payments.orders import OrderRequest, Page
 from app.payments.states import PaymentState
 from app.payments.tables import BillingKey, Order, Payment, PaymentStep
@@ -20,6 +20,8 @@ MAX_REASON = 55
 REASON = re.compile(r"[가-힣ㄱ-ㅎㅏ-ㅣA-Za-z0-9_\-:.^@()\[\]#/!%?&]+")
 """Hangul, digits, letters and a few signs; no blank is among them (apps-in-toss reference 8.4)."""
 USER_ID = r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
+LEAST_SPREAD = 50_000
+"""Whole KRW, for instalments (apps-in-toss reference 9)."""
 
 
 def _reason(text: str) -> str:
@@ -56,10 +58,23 @@ class OrderRequestBody(ChargeFields):
         return OrderRequest(self.charge(), self.reference, self.user_id, self.expires_at)
 
 
-class ChargeRequest(ChargeFields):
+class ChargeRequest(AmountFields):
     """What is charged to a billing key."""
 
     reference: Annotated[str | None, Field(max_length=64, pattern=r"^[!-~]+$")] = None
+    spread_out: Annotated[int | None, Field(strict=True, ge=0, le=12)] = Field(
+        None, description=f"Months of instalments, of {LEAST_SPREAD} KRW or more"
+    )
+
+    @model_validator(mode="after")
+    def _is_enough_to_spread(self) -> Self:
+        if self.spread_out and self.amount < LEAST_SPREAD:
+            raise ValueError("is too little for instalments")
+        return self
+
+    @override
+    def _options(self) -> dict[str, Any]:
+        return {"spreadOut": self.spread_out}
 
     def request(self, billing_key_id: str) -> OrderRequest:
         return OrderRequest(self.charge(), self.reference, billing_key_id=billing_key_id)

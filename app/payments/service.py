@@ -24,11 +24,11 @@ from app.errors import (
     TossNotConfigured,
     UpstreamBudgetExhausted,
 )
-from app.payments.catalogue import Catalogue
+from app.payments.catalogue import MAX_AMOUNT, Catalogue
 from app.payments.ledger import Ledger, Payer, Verdict
 from app.payments.refusals import NOT_FOUND, is_clear_no, is_clear_no_to_refund, is_unknown_payment, pay_error
 from app.payments.states import OVER, SEEN, Ours, PaymentState, contradiction, is_proof
-from app.payments.tables import Payment, PaymentStep
+from app.payments.tables import MAX_METHOD, MAX_REFERENCE, Payment, PaymentStep
 from app.toss.errors import NotSent, TossError, TossRejected
 from app.toss.governor import Lane
 from app.toss.partner import TossUser
@@ -402,7 +402,7 @@ class PaymentService:
         """Proven: by an answer that names all of the amount, or else by the status."""
         is_whole = refund.claim.pay_token is not None and refund.refunded_amount == payment.amount
         ours = Ours(payment.order_no, self.ledger.pay_token_of(payment), payment.amount, payment.is_test)
-        facts = {"refund_no": refund.refund_no}
+        facts = {"refund_no": (refund.refund_no or "")[:MAX_REFERENCE] or None}
         if (field := contradiction(ours, refund.claim)) is not None:
             verdict = Verdict(PaymentState.HELD, hold_reason=field)
         elif is_whole:
@@ -478,17 +478,18 @@ def _code(error: TossError) -> str | None:
 
 
 def _facts(execution: Execution) -> dict[str, Any]:
-    return {
-        "paid_amount": execution.paid_amount,
-        "pay_method": execution.pay_method,
-        "transaction_id": execution.transaction_id,
-    }
+    return _storable(execution.paid_amount, execution.pay_method, execution.transaction_id)
 
 
 def _facts_of_status(status: Status) -> dict[str, Any]:
     ids = (each.transaction_id for each in status.transactions if each.step_type == "PAY")
+    return _storable(status.paid_amount, status.pay_method, next(ids, None))
+
+
+def _storable(paid_amount: int | None, pay_method: str | None, transaction_id: str | None) -> dict[str, Any]:
+    """What cannot be kept is not worth losing the outcome for."""
     return {
-        "paid_amount": status.paid_amount,
-        "pay_method": status.pay_method,
-        "transaction_id": next(ids, None),
+        "paid_amount": paid_amount if paid_amount is not None and 0 <= paid_amount <= MAX_AMOUNT else None,
+        "pay_method": (pay_method or "")[:MAX_METHOD] or None,
+        "transaction_id": (transaction_id or "")[:MAX_REFERENCE] or None,
     }

@@ -11,6 +11,9 @@ from app.payments.states import PaymentState
 from app.toss.pay import Charge
 from app.vault import Place, Sealed, SealedColumn
 
+MAX_METHOD, MAX_REFERENCE = 32, 64
+"""Characters of Toss's words that are kept."""
+
 
 class Charged:
     """What is charged, as it was when the order or payment was made: a catalogue may change."""
@@ -105,8 +108,8 @@ class Payment(Charged, Base):
     paid_at: Mapped[datetime | None] = mapped_column(Instant)
     paid_amount: Mapped[int | None]
     """Without discounts and points."""
-    pay_method: Mapped[str | None] = mapped_column(String(32))
-    transaction_id: Mapped[str | None] = mapped_column(String(64))
+    pay_method: Mapped[str | None] = mapped_column(String(MAX_METHOD))
+    transaction_id: Mapped[str | None] = mapped_column(String(MAX_REFERENCE))
     toss_code: Mapped[str | None] = mapped_column(String(64))
     """Toss's last no."""
     hold_reason: Mapped[str | None] = mapped_column(String(32))
@@ -114,7 +117,7 @@ class Payment(Charged, Base):
     refund_by: Mapped[str | None] = mapped_column(String(16))
     """Id of the server key that asked for it."""
     refund_asked_at: Mapped[datetime | None] = mapped_column(Instant)
-    refund_no: Mapped[str | None] = mapped_column(String(64))
+    refund_no: Mapped[str | None] = mapped_column(String(MAX_REFERENCE))
     refunded_at: Mapped[datetime | None] = mapped_column(Instant)
 
     def place_of(self, column: str) -> Place:
