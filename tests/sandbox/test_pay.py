@@ -114,7 +114,7 @@ def test_the_mode_must_be_the_payments(pay):
 
 def test_only_the_payer_may(pay):
     token = pay.paid()
-    pay.log_in("woman")
+    pay.log_in("minor")
     for answer in (pay.execute(token), pay.refund(token), pay.status(payToken=token)):
         assert failure(answer) == DIFFERENT_PERSON
 
@@ -123,11 +123,16 @@ def test_the_user_is_named_by_exactly_one_header(pay, sandbox):
     key, toss = sandbox.state.mini_apps.anon_key("man"), sandbox.state.mini_apps
     assert failure(pay.http.post(f"{PREFIX}/pay/make-payment", json={})) == INVALID
     body = {"orderNo": "a", "productDesc": "b", "amount": 1, "amountTaxFree": 0, "isTestPayment": True}
-    for headers in ({"x-none": ""}, {"x-toss-user-key": "1"}, {"x-anon-key": "x"}, pay.headers | {"x-anon-key": key}):
+    for headers in (
+        {"x-none": ""},
+        {"x-toss-user-key": "1"},
+        {"x-anon-key": "x"},
+        pay.headers | {"x-anon-key": key},
+    ):
         assert failure(pay.post("make-payment", body, **headers)) == (200, "4010")
     token = success(pay.post("make-payment", body, **{"x-anon-key": key}))["payToken"]
     sandbox.state.set_switches(both_user_headers="prefer_user_key")
-    both = pay.headers | {"x-anon-key": toss.anon_key("woman")}
+    both = pay.headers | {"x-anon-key": toss.anon_key("minor")}
     asked = {"payToken": token, "isTestPayment": True}
     assert success(pay.post("get-payment-status", asked, **both))["orderNo"] == "a"
     sandbox.state.unlink_by_user("man")
@@ -156,7 +161,10 @@ def test_money_moves_once(pay, sandbox):
     sandbox.state.set_switches(refund_repeat="already_refunded")
     assert failure(pay.refund(token)) == (200, "REFUND_ALREADY_REFUNDED")
     assert state_of(pay, token) == ("REFUND_SUCCESS", 1, 1)
-    assert (sandbox.state.count("pay_execute", subject="order-1"), sandbox.state.count("pay_execute", "x")) == (10, 0)
+    assert (sandbox.state.count("pay_execute", subject="order-1"), sandbox.state.count("pay_execute", "x")) == (
+        10,
+        0,
+    )
     assert sandbox.state.count("pay_refund", subject="order-1") == 3
 
 
@@ -250,7 +258,10 @@ def test_refusals_may_come_inside_a_success(pay, sandbox):
     assert sandbox.state.calls("pay_execute")[-1].answer == "EXECUTE_PAY_NOT_APPROVED"
     sandbox.state.order_fault("pay_execute", "fail", code="COMMON_NOT_ENOUGH_CASH")
     assert success(pay.execute(token))["errorCode"] == "COMMON_NOT_ENOUGH_CASH"
-    assert failure(pay.post("execute-payment", {"payToken": token, "isTestPayment": True}, none="")) == (200, "4010")
+    assert failure(pay.post("execute-payment", {"payToken": token, "isTestPayment": True}, none="")) == (
+        200,
+        "4010",
+    )
     assert failure(pay.make(amount=0)) == INVALID
 
 
