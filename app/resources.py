@@ -341,7 +341,7 @@ def partner_apis(
             refused=lambda lane, limit: metrics.budget_refused(lane=lane, limit=limit),
         )
 
-    is_test = pay.mode == "test"
+    is_test = pay.mode != "live"
     partner = partner_at(toss.api_url)
     return PartnerApis(
         login=LoginApi(partner=partner),
