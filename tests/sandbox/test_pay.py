@@ -114,7 +114,7 @@ def test_the_mode_must_be_the_payments(pay):
 
 def test_only_the_payer_may(pay):
     token = pay.paid()
-    pay.log_in("woman")
+    pay.log_in("minor")
     for answer in (pay.execute(token), pay.refund(token), pay.status(payToken=token)):
         assert failure(answer) == DIFFERENT_PERSON
 
@@ -132,7 +132,7 @@ def test_the_user_is_named_by_exactly_one_header(pay, sandbox):
         assert failure(pay.post("make-payment", body, **headers)) == (200, "4010")
     token = success(pay.post("make-payment", body, **{"x-anon-key": key}))["payToken"]
     sandbox.state.set_switches(both_user_headers="prefer_user_key")
-    both = pay.headers | {"x-anon-key": toss.anon_key("woman")}
+    both = pay.headers | {"x-anon-key": toss.anon_key("minor")}
     asked = {"payToken": token, "isTestPayment": True}
     assert success(pay.post("get-payment-status", asked, **both))["orderNo"] == "a"
     sandbox.state.unlink_by_user("man")
