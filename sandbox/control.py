@@ -12,6 +12,7 @@ from starlette.routing import Route
 from sandbox.client_certificates import ClientCertificate
 from sandbox.device import DeviceFace
 from sandbox.faults import CallName, FaultOrder
+from sandbox.money import MoneyFace
 from sandbox.orders import read, with_problems
 from sandbox.state import SandboxState
 from sandbox.switches import Switches, WireModel
@@ -47,6 +48,7 @@ class ControlFace:
     ) -> None:
         self._state = state
         self._device = DeviceFace(state=state, issue=issue)
+        self._money = MoneyFace(state)
         self._config = config
 
     def app(self) -> Starlette:
@@ -69,6 +71,7 @@ class ControlFace:
             ("clients", self._add_client),
             ("tokens/revoke", self._revoke_tokens),
             *self._device.orders(),
+            *self._money.orders(),
         ):
             routes.append(Route(f"/control/{path}", with_problems(handler), methods=["POST"]))
         return Starlette(routes=routes)
