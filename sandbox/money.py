@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from sandbox.callbacks import shown
 from sandbox.device import OfApp
 from sandbox.orders import Handler, read
-from sandbox.purchases import ChangeReason, Cycle, Shown
+from sandbox.purchases import PRODUCTS, ChangeReason, Cycle, Shown
 from sandbox.state import SandboxState
 from sandbox.switches import WireModel
 
@@ -55,6 +55,9 @@ class MoneyFace:
     def __init__(self, state: SandboxState) -> None:
         self._state = state
 
+    def questions(self) -> list[tuple[str, Handler]]:
+        return [("iap/products", self._show_products)]
+
     def orders(self) -> list[tuple[str, Handler]]:
         pay, billing, iap = self._state.pay, self._state.billing, self._state.iap
         return [
@@ -92,6 +95,21 @@ class MoneyFace:
         order = await read(request, Activation)
         self._state.billing.authenticate(request.path_params["name"], is_active=order.is_active)
         return self._done()
+
+    async def _show_products(self, _request: Request) -> Response:
+        """`IAP.getProductItemList()`."""
+        return JSONResponse(
+            [
+                {
+                    "sku": product.sku,
+                    "type": "CONSUMABLE" if product.cycle is None else "SUBSCRIPTION",
+                    "displayName": product.name,
+                    "displayAmount": product.price,
+                    "renewalCycle": product.cycle and product.cycle.value,
+                }
+                for product in PRODUCTS
+            ]
+        )
 
     async def _buy(self, request: Request) -> Response:
         order_id = self._state.iap.buy(**(await read(request, NewPurchase)).model_dump())
