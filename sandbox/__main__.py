@@ -131,6 +131,7 @@ def _bff_environment(server: SandboxServer, folder: Path, keys: dict[str, str], 
         "BFF_PURCHASES__RENEWAL_CYCLES": json.dumps(
             {product.sku: product.cycle for product in PRODUCTS if product.cycle is not None}
         ),
+        "BFF_PURCHASES__REFUND_CHECK_EVERY": "10",
         "BFF_EVENTS__URL": server.events_url,
         "BFF_EVENTS__SECRETS": json.dumps([_events_secret(keys)]),
     }
