@@ -192,9 +192,13 @@ class LoginFace(PartnerFace):
 
     @override
     def _token_rejected(self, call: CallName) -> PartnerAnswer:
-        if call is CallName.ANON_VERIFY:
-            return self._anon_refused("ordered")
-        return self._invalid_grant(call, "ordered")
+        match call:
+            case CallName.ANON_VERIFY:
+                return self._anon_refused("ordered")
+            case CallName.IAP_STATUS:
+                return super()._token_rejected(call)
+            case _:
+                return self._invalid_grant(call, "ordered")
 
     @override
     def _spoil_sealed(self, answer: PartnerAnswer, order: FaultOrder) -> None:

@@ -58,7 +58,7 @@ def read_until(process, mark):
 
 def test_alone_it_prints_what_a_bff_needs_and_ends_when_asked(state_dir):
     with running(state_dir, "--only", "--port", "0") as process:
-        said = read_until(process, "# Toss ")
+        said = read_until(process, "# Toss Pay")
         exports = dict(re.findall(r"^export (\w+)=(.*)$", said, re.MULTILINE))
         page = re.search(r"# Page +(\S+)", said).group(1)
         assert "본인확인" in httpx2.get(page, trust_env=False).text
@@ -74,14 +74,14 @@ def test_a_busy_port_is_said_and_replaced(state_dir):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with running(state_dir, "--only", "--port", str(port)) as process:
-            said = read_until(process, "# Toss ")
+            said = read_until(process, "# Toss Pay")
     assert f"Port {port} for the page is busy" in said
     assert f"http://127.0.0.1:{port}/" not in said
 
 
 def test_secrets_on_disk_are_for_the_owner_only(state_dir):
     with running(state_dir, "--only", "--port", "0") as process:
-        read_until(process, "# Toss ")
+        read_until(process, "# Toss Pay")
     for name in ("signing-ca.key", "tls-ca.key", "client-ca.key", "vault.json"):
         assert (state_dir / name).stat().st_mode & 0o077 == 0
 
