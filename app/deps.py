@@ -21,6 +21,7 @@ from app.errors import (
     SessionRequired,
     VerificationTokenRequired,
 )
+from app.events.delivery import Delivery
 from app.login.service import LoginService
 from app.login.sessions import TOKEN_PREFIX, LiveSession
 from app.resources import Resources
@@ -52,6 +53,10 @@ def _inbox(resources: ResourcesDep) -> Inbox:
     return resources.inbox
 
 
+def _delivery(resources: ResourcesDep) -> Delivery:
+    return resources.delivery
+
+
 def _departure(resources: ResourcesDep) -> Departure:
     return resources.departure
 
@@ -59,6 +64,7 @@ def _departure(resources: ResourcesDep) -> Departure:
 SettingsDep = Annotated[Settings, Depends(_settings)]
 InboxDep = Annotated[Inbox, Depends(_inbox)]
 LoginDep = Annotated[LoginService, Depends(_login)]
+DeliveryDep = Annotated[Delivery, Depends(_delivery)]
 DepartureDep = Annotated[Departure, Depends(_departure)]
 CertDep = Annotated[CertService, Depends(_cert)]
 
