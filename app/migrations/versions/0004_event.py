@@ -38,9 +38,7 @@ def upgrade() -> None:
         ),
         sa.CheckConstraint("state <> 'PENDING' OR give_up_at IS NOT NULL", name=op.f("ck_event_give_up")),
     )
-    op.create_index(
-        "ix_event_pending", "event", ["position"], sqlite_where=is_pending, postgresql_where=is_pending
-    )
+    op.create_index("ix_event_pending", "event", ["position"], sqlite_where=is_pending, postgresql_where=is_pending)
     op.create_index("ix_event_subject_position", "event", ["subject", "position"])
     op.create_index("ix_event_occurred_at", "event", ["occurred_at"])
 
