@@ -1,4 +1,7 @@
-"""How a user leaves: at Toss, in what Toss Cert has verified, in what login knows. Spans features, alone of all."""
+"""How a user leaves: at Toss, in what Toss Cert has verified, in what login knows, in what may be charged.
+
+Spans features, alone of all.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +14,7 @@ from app.cert.service import CertService
 from app.errors import AppError, StorageUnavailable, UserNotFound
 from app.login.service import LoginService
 from app.login.tables import User
+from app.payments.billing import BillingService
 from app.toss.governor import Lane
 
 ATTEMPTS = 3
@@ -24,6 +28,15 @@ class Referrer(StrEnum):
     UNLINK = "UNLINK"
     WITHDRAWAL_TERMS = "WITHDRAWAL_TERMS"
     WITHDRAWAL_TOSS = "WITHDRAWAL_TOSS"
+
+
+class UnlinkCause(StrEnum):
+    """What the partner's server is told besides Toss's own words for it."""
+
+    REQUEST = "REQUEST"
+    """The user, or the partner for them, has asked us."""
+    OTHER = "OTHER"
+    """Toss gave another reason: not passed on, because it may be any text."""
 
 
 class NoticeOutcome(StrEnum):
@@ -41,9 +54,17 @@ class Departed:
 
 
 class Departure:
-    def __init__(self, *, login: LoginService, cert: CertService, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        *,
+        login: LoginService,
+        cert: CertService,
+        billing: BillingService,
+        clock: Callable[[], datetime],
+    ) -> None:
         self._login = login
         self._cert = cert
+        self._billing = billing
         self._clock = clock
         self._log = structlog.stdlib.get_logger("app.departure")
 
@@ -58,10 +79,10 @@ class Departure:
         await self._login.unlink_at_toss(user, lane=lane)
         for _ in range(ATTEMPTS):
             # The user goes last: from there the rest is found again after a crash.
-            await self._cert.erase_of(user_id)
-            if await self._login.erase(user):
+            await self._take_away(user_id)
+            if await self._login.erase(user, cause=UnlinkCause.REQUEST):
                 # Once more for one that was being started meanwhile; from now on, starting finds no user.
-                await self._cert.erase_of(user_id)
+                await self._take_away(user_id)
                 return
             # A login has come between. Before the unlink took effect, it has ended with the rest; after it, it
             # is a link of its own, which nobody has asked to end.
@@ -82,6 +103,7 @@ class Departure:
         Raises: AppError when it cannot be decided now.
         """
         is_final = referrer == Referrer.WITHDRAWAL_TOSS
+        cause = referrer if referrer in set(Referrer) else UnlinkCause.OTHER
         for _ in range(ATTEMPTS):
             user = await self._login.find(user_key)
             if user is None:
@@ -89,16 +111,17 @@ class Departure:
             if user.unlinked_at is None:
                 if await self._login.is_link_alive(user):
                     return NoticeOutcome.STALE
+                await self._billing.end_of(user.user_id)
                 # False if somebody has logged in meanwhile: then look again.
-                if await self._login.end_link(user) and not is_final:
+                if await self._login.end_link(user, cause=cause) and not is_final:
                     return NoticeOutcome.ENDED
                 continue
             if not is_final:
                 return NoticeOutcome.NOT_LINKED
             # Only now that the link is over for certain; the user goes last, as above.
-            await self._cert.erase_of(user.user_id)
+            await self._take_away(user.user_id)
             if await self._login.erase(user):
-                await self._cert.erase_of(user.user_id)
+                await self._take_away(user.user_id)
                 return NoticeOutcome.ERASED
         raise StorageUnavailable
 
@@ -110,9 +133,9 @@ class Departure:
         erased = 0
         while users := await self._login.past_retention():
             for user in users:
-                await self._cert.erase_of(user.user_id)
+                await self._take_away(user.user_id)
                 erased += await self._login.erase(user)
-                await self._cert.erase_of(user.user_id)
+                await self._take_away(user.user_id)
         await self._erase_what_nobody_owns()
         return Departed(finished, erased)
 
@@ -123,11 +146,15 @@ class Departure:
         await self._cert.abandon(tx_id)
         return False
 
+    async def _take_away(self, user_id: str) -> None:
+        await self._cert.erase_of(user_id)
+        await self._billing.end_of(user_id)
+
     async def _erase_what_nobody_owns(self) -> None:
         """A crash may have come between the end of a user and that of a verification begun meanwhile."""
         owners = await self._cert.owners(since=self._clock() - LOOK_BACK)
         for user_id in owners - await self._login.known(owners):
-            await self._cert.erase_of(user_id)
+            await self._take_away(user_id)
 
     async def _try_to_finish(self, user: User) -> bool:
         try:

@@ -40,6 +40,7 @@ class Metrics:
         )
         self._callbacks = self._counter("callbacks", "Callbacks received", "callback", "outcome")
         self._payments = self._counter("payments", "Moves of payments, by the state moved to", "state")
+        self._events = self._counter("events", "Events for the partner's server", "type", "outcome")
         self._client_certificate = _ClientCertificate()
         self._registry.register(self._client_certificate)
 
@@ -63,6 +64,9 @@ class Metrics:
 
     def payment_moved(self, *, state: str) -> None:
         self._payments.labels(state=state).inc()
+
+    def event_moved(self, *, type_: str, outcome: str) -> None:
+        self._events.labels(type=type_, outcome=outcome).inc()
 
     def watch_client_certificate(self, read: ReadClientCertificate) -> None:
         """`read` is asked at every scrape; None means that no client certificate is configured."""

@@ -17,6 +17,7 @@ from app.cert.service import CertService, Checkpoint, Rules
 from app.database import Database, LateWrites
 from app.departure import Departure
 from app.errors import SessionRequired, UserNotFound
+from app.events.delivery import AT_ONCE, Delivery, Receiver
 from app.events.outbox import Outbox
 from app.login.service import LoginService
 from app.login.service import Rules as LoginRules
@@ -97,6 +98,8 @@ class Resources:
     purchases: PurchaseService
     departure: Departure
     inbox: Inbox
+    outbox: Outbox
+    delivery: Delivery
     server_keys: ServerKeys
 
 
@@ -129,6 +132,10 @@ async def open_resources(
             if partner_transport is not None:
                 stack.push_async_callback(partner_transport.aclose)
                 metrics.watch_client_certificate(_certificate_reader(partner_transport, clock))
+        with _noting("BFF_EVENTS__CA_FILE", faults):
+            receiver = _event_receiver(settings)
+            if receiver is not None:
+                stack.push_async_callback(receiver.transport.aclose)
         faults += _certificate_faults(settings, clock())
         with _noting("BFF_DATABASE__URL", faults):
             database = Database(
@@ -167,12 +174,19 @@ async def open_resources(
         writes = LateWrites(database=database)
         stack.push_async_callback(writes.aclose)
         checkpoint = pause_at(settings.fault.pause_at)
+        outbox = Outbox(
+            clock=clock,
+            is_delivering=receiver is not None,
+            give_up_after=settings.events.give_up_after,
+            count=lambda what, type_: metrics.event_moved(type_=type_, outcome=what),
+        )
         service = CertService(
             database=database,
             writes=writes,
             api=_cert_api(cert, transport=transport, tokens=keeper, public_key=public_key),
             vault=vault,
             signatures=signatures,
+            outbox=outbox,
             rules=_cert_rules(cert),
             clock=clock,
             checkpoint=checkpoint,
@@ -204,49 +218,20 @@ async def open_resources(
                 aads=settings.login.aads,
             ),
             vault=vault,
+            outbox=outbox,
             rules=_login_rules(settings),
             clock=clock,
             checkpoint=checkpoint,
         )
-        outbox = Outbox(clock=clock, is_delivering=settings.events.url is not None)
-        is_test = settings.pay.mode != "live"
-        ledger = Ledger(
+        payments, orders, billing = _payments(
+            settings,
+            partner=partner,
+            catalogue=catalogue,
             database=database,
             writes=writes,
             vault=vault,
             outbox=outbox,
-            clock=clock,
-            is_test=is_test,
-            order_prefix=settings.pay.order_prefix,
-            # The call itself, and as much again for what Toss still has in hand when we have stopped waiting.
-            quiet=max(settings.toss.call_deadline * 2, MIN_QUIET),
-            count=lambda state: metrics.payment_moved(state=state),
-        )
-        payments = PaymentService(
-            ledger=ledger,
-            catalogue=catalogue,
-            pay=partner.pay,
-            charge_refunds=partner.billing,
-            rules=PaymentRules(
-                status_by_order_no=settings.pay.status_by_order_no,
-                abandon_after=settings.pay.abandon_after,
-                retention=timedelta(days=settings.pay.retention_days),
-            ),
-            clock=clock,
-            checkpoint=checkpoint,
-        )
-        orders = Orders(
-            database=database, vault=vault, clock=clock, is_test=is_test, is_open=settings.pay.mode is not None
-        )
-        billing = BillingService(
-            database=database,
-            vault=vault,
-            billing=partner.billing,
-            ledger=ledger,
-            orders=orders,
-            payments=payments,
-            catalogue=catalogue,
-            is_test=is_test,
+            metrics=metrics,
             clock=clock,
             checkpoint=checkpoint,
         )
@@ -260,7 +245,7 @@ async def open_resources(
             checkpoint=checkpoint,
         )
         stack.push_async_callback(purchases.aclose)
-        departure = Departure(login=login, cert=service, clock=clock)
+        departure = Departure(login=login, cert=service, billing=billing, clock=clock)
         inbox = Inbox(
             database=database,
             vault=vault,
@@ -295,6 +280,15 @@ async def open_resources(
             purchases=purchases,
             departure=departure,
             inbox=inbox,
+            outbox=outbox,
+            delivery=Delivery(
+                database=database,
+                receiver=receiver,
+                clock=clock,
+                retention=timedelta(days=settings.events.retention_days),
+                checkpoint=checkpoint,
+                count=lambda what, type_: metrics.event_moved(type_=type_, outcome=what),
+            ),
             server_keys=ServerKeys(database=database, vault=vault, clock=clock),
         )
 
@@ -377,6 +371,21 @@ def _partner_transport(settings: Settings, *, clock: Clock) -> MutualTransport |
     )
 
 
+def _event_receiver(settings: Settings) -> Receiver | None:
+    events = settings.events
+    if events.url is None:
+        return None
+    return Receiver(
+        transport=Transport(
+            ca_file=events.ca_file, pool_size=AT_ONCE, connect_timeout=events.timeout, read_timeout=events.timeout
+        ),
+        url=events.url,
+        secrets=[secret.get_secret_value() for secret in events.secrets],
+        timeout=events.timeout,
+        give_up_after=events.give_up_after,
+    )
+
+
 def _partner_hosts(settings: Settings) -> tuple[str, ...]:
     """All that are to take one and the same client certificate, each once."""
     hosts = [settings.toss.api_url]
@@ -439,6 +448,63 @@ def partner_apis(
         if billing.enabled
         else None,
     )
+
+
+def _payments(
+    settings: Settings,
+    *,
+    partner: PartnerApis,
+    catalogue: Catalogue,
+    database: Database,
+    writes: LateWrites,
+    vault: Vault,
+    outbox: Outbox,
+    metrics: Metrics,
+    clock: Clock,
+    checkpoint: Checkpoint,
+) -> tuple[PaymentService, Orders, BillingService]:
+    is_test = settings.pay.mode != "live"
+    ledger = Ledger(
+        database=database,
+        writes=writes,
+        vault=vault,
+        outbox=outbox,
+        clock=clock,
+        is_test=is_test,
+        order_prefix=settings.pay.order_prefix,
+        # The call itself, and as much again for what Toss still has in hand when we have stopped waiting.
+        quiet=max(settings.toss.call_deadline * 2, MIN_QUIET),
+        count=lambda state: metrics.payment_moved(state=state),
+    )
+    payments = PaymentService(
+        ledger=ledger,
+        catalogue=catalogue,
+        pay=partner.pay,
+        charge_refunds=partner.billing,
+        rules=PaymentRules(
+            status_by_order_no=settings.pay.status_by_order_no,
+            abandon_after=settings.pay.abandon_after,
+            retention=timedelta(days=settings.pay.retention_days),
+        ),
+        clock=clock,
+        checkpoint=checkpoint,
+    )
+    orders = Orders(
+        database=database, vault=vault, clock=clock, is_test=is_test, is_open=settings.pay.mode is not None
+    )
+    billing = BillingService(
+        database=database,
+        vault=vault,
+        billing=partner.billing,
+        ledger=ledger,
+        orders=orders,
+        payments=payments,
+        catalogue=catalogue,
+        is_test=is_test,
+        clock=clock,
+        checkpoint=checkpoint,
+    )
+    return payments, orders, billing
 
 
 def budget_name(settings: Settings) -> str:
