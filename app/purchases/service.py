@@ -344,13 +344,13 @@ class PurchaseService:
         async with self._database.transaction() as session:
             await lock_order(session, change.order_id, is_sqlite=self._database.is_sqlite)
             applied = await apply(session, change, now=now, is_sqlite=self._database.is_sqlite)
-            if applied is None:
-                return NoticeOutcome.STALE
             purchase = await session.get(Purchase, change.order_id)
             if purchase is None:
-                return NoticeOutcome.PARKED
-            if change.is_revocation:
+                return NoticeOutcome.STALE if applied is None else NoticeOutcome.PARKED
+            if change.is_revocation:  # that money was given back stays true, whatever came after it
                 await self._refund(session, purchase.order_id, refunded_at=change.occurred_at, now=now)
+            if applied is None:
+                return NoticeOutcome.STALE
             self._tell_change(session, purchase, applied)
         self._log.info("subscription_changed", order_id=change.order_id, reason=change.reason, status=change.status)
         return NoticeOutcome.APPLIED
