@@ -1,4 +1,4 @@
-"""One call from arrival to answer, with whatever faults were ordered for it. Both faces of Toss share it."""
+"""One call from arrival to answer, with whatever faults were ordered for it. All faces of Toss share it."""
 
 import asyncio
 import json
@@ -23,8 +23,8 @@ class Answer:
     body: dict[str, Any]
     outcome: str = SUCCESS
     note: str = ""
-    tx_id: str | None = None
-    """The transaction that the call made."""
+    subject: str | None = None
+    """What the call made: a transaction, a payment."""
     user_key: int | None = None
     """Whom the call turned out to be about."""
 
@@ -46,12 +46,12 @@ class Face(ABC, Generic[AnswerT]):
         call: CallName,
         effect: Callable[[], AnswerT],
         *,
-        tx_id: str | None = None,
+        subject: str | None = None,
         app_name: str | None = None,
     ) -> Response:
         """Log the call and answer it; a connection that is gone gets nothing."""
         try:
-            with self._state.record(call, tx_id, app_name) as record:
+            with self._state.record(call, subject, app_name) as record:
                 return await self._answer(request, record, effect)
         except ClientGone:
             return unsent()
@@ -63,7 +63,7 @@ class Face(ABC, Generic[AnswerT]):
             return response
         answer = effect()
         self._state.settle(
-            record, answer=answer.outcome, note=answer.note, tx_id=answer.tx_id, user_key=answer.user_key
+            record, answer=answer.outcome, note=answer.note, subject=answer.subject, user_key=answer.user_key
         )
         after = self._state.fault_after(record, success=answer.is_success)
         if after is None:
@@ -110,7 +110,7 @@ class Face(ABC, Generic[AnswerT]):
 
     async def _keep_waiting(self, request: Request, record: CallRecord) -> None:
         """Until released. Raises `ClientGone` when the connection closes first."""
-        held = self._state.hold(record.call, record.tx_id)
+        held = self._state.hold(record.call, record.subject)
         try:
             await while_connected(request, asyncio.wrap_future(held.released))
         finally:

@@ -1,17 +1,19 @@
-"""The hand with which Toss calls back: the login-unlink callback C1 (reference of Apps in Toss, 14.0 and 14.1)."""
+"""The hand with which Toss calls back (reference of Apps in Toss, 14)."""
 
 import base64
+import contextlib
 import ssl
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from typing import Any
 
 import httpx2
 from pydantic import Field
 
-from sandbox.clock import Clock, korean_time
+from sandbox.clock import KOREA, Clock, korean_time
 from sandbox.miniapps import DEFAULT_APP, UnlinkReferrer
 from sandbox.shared import NotPossible, changing
 from sandbox.switches import WireModel
@@ -19,6 +21,15 @@ from sandbox.switches import WireModel
 CONSOLE_ORIGIN = "https://apps-in-toss.toss.im"
 _CONSOLE_USER_KEY = 0
 _LONGEST_KEPT_BODY = 2_000
+
+
+class CallbackKind(StrEnum):
+    LOGIN_UNLINK = "login-unlink"
+    """C1 (14.1)."""
+    IAP_SUBSCRIPTION = "iap-subscription"
+    """C2 (14.2)."""
+    PAYMENT = "payment"
+    """Not documented for Apps in Toss; as in plain Toss Pay (14.4)."""
 
 
 class Method(StrEnum):
@@ -42,18 +53,28 @@ class AuthEncoding(StrEnum):
         return f"{scheme.capitalize()} {text}" if scheme else text
 
 
+class Zone(StrEnum):
+    KOREA = "Asia/Seoul"
+    UTC = "UTC"
+
+
 class CallbackSettings(WireModel):
-    """What the console knows of a mini-app's receiver, and how Toss happens to behave."""
+    """What the console knows of a mini-app's receiver for one kind, and how Toss happens to behave."""
 
     url: str | None = None
     """None: no callback is set up, so none is sent."""
     method: Method = Method.POST
+    """For login-unlink; the others are POST always."""
     auth_value: str | None = None
     """None: no Authorization header."""
     encoding: AuthEncoding = AuthEncoding.BASIC_BASE64
     user_key_as_text: bool = False
     user_key_spelling: str = "userKey"
     """Some saw `user_key`."""
+    zone: Zone = Zone.KOREA
+    """Of the times in iap-subscription, which name none."""
+    fractions: bool = False
+    """Whether those times have some."""
     is_automatic: bool = True
     """Off: notices wait until they are delivered by order, so that they can be late, doubled or swapped."""
     copies: int = Field(default=1, ge=0)
@@ -71,13 +92,24 @@ class CallbackSettings(WireModel):
     """Which CA to trust for an https receiver; None: the system's."""
     timeout_seconds: float = Field(default=10.0, gt=0.0)
 
+    def time(self, instant: datetime) -> str:
+        local = instant.astimezone(KOREA if self.zone is Zone.KOREA else UTC).replace(tzinfo=None)
+        return local.isoformat(timespec="microseconds" if self.fractions else "seconds")
+
+
+_USUAL = {
+    CallbackKind.LOGIN_UNLINK: CallbackSettings(),
+    CallbackKind.IAP_SUBSCRIPTION: CallbackSettings(encoding=AuthEncoding.BEARER_RAW),  # as it was measured
+    CallbackKind.PAYMENT: CallbackSettings(),
+}
+
 
 @dataclass
 class Notice:
     id: int
+    kind: CallbackKind
     app_name: str
-    user_key: int
-    referrer: str
+    body: dict[str, Any] = field(repr=False)
     made_at: datetime
     due_at: datetime
     is_delivered: bool = False
@@ -126,47 +158,103 @@ class Callbacks:
 
     def clear(self) -> None:
         with changing(self._changed):
-            self._settings: dict[str, CallbackSettings] = {}
+            self._settings: dict[tuple[str, CallbackKind], CallbackSettings] = {}
             self._notices: list[Notice] = []
             self._deliveries: list[Delivery] = []
 
-    def settings(self, app_name: str = DEFAULT_APP) -> CallbackSettings:
+    def settings(
+        self, app_name: str = DEFAULT_APP, *, kind: CallbackKind | str = CallbackKind.LOGIN_UNLINK
+    ) -> CallbackSettings:
+        chosen = CallbackKind(kind)
         with self._changed:
-            return self._settings.get(app_name, CallbackSettings())
+            return self._settings.get((app_name, chosen), _USUAL[chosen])
 
-    def configure(self, app_name: str = DEFAULT_APP, **changes: object) -> CallbackSettings:
+    def all_settings(self) -> dict[tuple[str, CallbackKind], CallbackSettings]:
+        with self._changed:
+            return dict(self._settings)
+
+    def configure(
+        self,
+        app_name: str = DEFAULT_APP,
+        *,
+        kind: CallbackKind | str = CallbackKind.LOGIN_UNLINK,
+        **changes: object,
+    ) -> CallbackSettings:
         """By Python names. Raises pydantic's ValidationError."""
         with changing(self._changed):
-            made = CallbackSettings.model_validate(self.settings(app_name).model_dump() | changes)
-            self._settings[app_name] = made
+            made = self._changed_settings(app_name, kind, changes)
+            self._settings[app_name, CallbackKind(kind)] = made
             return made
+
+    def register(self, app_name: str = DEFAULT_APP, **changes: object) -> Delivery:
+        """Set up iap-subscription as the console does: it holds once the receiver has answered (14.2).
+
+        Raises pydantic's ValidationError, and `NotPossible` without a URL.
+        """
+        kind = CallbackKind.IAP_SUBSCRIPTION
+        settings = self._changed_settings(app_name, kind, changes)
+        body = {
+            "eventType": "callback.registration_verification",
+            "occurredAt": settings.time(self._clock.now()),
+        }
+        delivery, _ = self._notify(settings, kind, body)
+        if delivery.is_success:
+            with changing(self._changed):
+                self._settings[app_name, kind] = settings
+        return delivery
 
     def announce(
         self, user_key: int, referrer: UnlinkReferrer | str, *, app_name: str = DEFAULT_APP
     ) -> tuple[Notice, list[Delivery]]:
-        """Make a notice and, if nothing is set against it, deliver it. Any userKey and referrer may be named."""
-        with changing(self._changed):
-            settings, now = self.settings(app_name), self._clock.now()
-            due_at = now + timedelta(seconds=settings.delay_seconds)
-            notice = Notice(len(self._notices) + 1, app_name, user_key, str(referrer), now, due_at)
-            self._notices.append(notice)
-        is_now = settings.is_automatic and settings.url is not None and not settings.delay_seconds
+        """Tell of an unlinking. Any userKey and referrer may be named."""
+        body = {"userKey": user_key, "referrer": str(referrer)}
+        return self.send(CallbackKind.LOGIN_UNLINK, body, app_name=app_name)
+
+    def send(
+        self, kind: CallbackKind | str, body: Mapping[str, Any], *, app_name: str = DEFAULT_APP
+    ) -> tuple[Notice, list[Delivery]]:
+        """Make a notice and, if nothing is set against it, deliver it."""
+        notice, is_now = self._noted(CallbackKind(kind), body, app_name)
         return notice, self.deliver([notice.id]) if is_now else []
 
-    def deliver(
-        self, ids: Iterable[int] | None = None, *, copies: int | None = None, reverse: bool = False
-    ) -> list[Delivery]:
-        """Deliver these notices in this order, delivered ones again; by default all that wait and are due.
+    def send_later(self, kind: CallbackKind, body: Mapping[str, Any], *, app_name: str) -> None:
+        """As `send`, but wait for nothing: the receiver may ask Toss something before it answers."""
+        notice, is_now = self._noted(kind, body, app_name)
+        if is_now:
+            threading.Thread(target=self._deliver_or_not, args=(notice.id,), name="callback", daemon=True).start()
 
-        Raises `NotPossible`.
+    def _deliver_or_not(self, notice_id: int) -> None:
+        with contextlib.suppress(NotPossible):  # a reset came first
+            self.deliver([notice_id])
+
+    def _noted(self, kind: CallbackKind, body: Mapping[str, Any], app_name: str) -> tuple[Notice, bool]:
+        """And whether it is to be delivered at once."""
+        with changing(self._changed):
+            settings, now = self.settings(app_name, kind=kind), self._clock.now()
+            due_at = now + timedelta(seconds=settings.delay_seconds)
+            notice = Notice(len(self._notices) + 1, kind, app_name, dict(body), now, due_at)
+            self._notices.append(notice)
+        return notice, settings.is_automatic and settings.url is not None and not settings.delay_seconds
+
+    def deliver(
+        self,
+        ids: Iterable[int] | None = None,
+        *,
+        kind: CallbackKind | str | None = None,
+        copies: int | None = None,
+        reverse: bool = False,
+    ) -> list[Delivery]:
+        """Deliver these notices in this order, delivered ones again.
+
+        By default all that wait, are due and have somewhere to go; or those of one kind. Raises `NotPossible`.
         """
         with self._changed:
-            chosen = self._chosen(ids)
-            if any(self.settings(notice.app_name).url is None for notice in chosen):
+            chosen = self._chosen(ids, kind)
+            if any(self._settings_of(notice).url is None for notice in chosen):
                 raise NotPossible("no callback URL is set up")
         made: list[Delivery] = []
         for notice in reversed(chosen) if reverse else chosen:
-            settings = self.settings(notice.app_name)
+            settings = self._settings_of(notice)
             for _ in range(settings.copies if copies is None else copies):
                 made += self._delivered(notice, settings)
         return made
@@ -192,7 +280,8 @@ class Callbacks:
         )
         if not (preflight.is_success and _lets_in(allowed, settings.console_origin, asked)):
             return ConsoleTest(preflight, is_preflight_allowed=False, call=None)
-        call, answer = self._notify(settings, _CONSOLE_USER_KEY, UnlinkReferrer.UNLINK.value, headers=origin)
+        body = {"userKey": _CONSOLE_USER_KEY, "referrer": UnlinkReferrer.UNLINK.value}
+        call, answer = self._notify(settings, CallbackKind.LOGIN_UNLINK, body, headers=origin)
         is_readable = _names_origin(answer, settings.console_origin)
         return ConsoleTest(preflight, is_preflight_allowed=True, call=call, is_answer_readable=is_readable)
 
@@ -212,8 +301,8 @@ class Callbacks:
                     {
                         "id": notice.id,
                         "appName": notice.app_name,
-                        "userKey": notice.user_key,
-                        "referrer": notice.referrer,
+                        "kind": notice.kind.value,
+                        "about": _about(notice),
                         "madeAt": korean_time(notice.made_at),
                         "dueAt": korean_time(notice.due_at),
                         "isDelivered": notice.is_delivered,
@@ -223,10 +312,25 @@ class Callbacks:
                 "deliveries": [shown(delivery) for delivery in self._deliveries[-200:]],
             }
 
-    def _chosen(self, ids: Iterable[int] | None) -> list[Notice]:
+    def _settings_of(self, notice: Notice) -> CallbackSettings:
+        return self.settings(notice.app_name, kind=notice.kind)
+
+    def _changed_settings(
+        self, app_name: str, kind: CallbackKind | str, changes: Mapping[str, object]
+    ) -> CallbackSettings:
+        return CallbackSettings.model_validate(self.settings(app_name, kind=kind).model_dump() | dict(changes))
+
+    def _chosen(self, ids: Iterable[int] | None, kind: CallbackKind | str | None) -> list[Notice]:
         if ids is None:
             now = self._clock.now()
-            return [notice for notice in self._notices if not notice.is_delivered and notice.due_at <= now]
+            return [
+                notice
+                for notice in self._notices
+                if not notice.is_delivered
+                and notice.due_at <= now
+                and kind in (None, notice.kind)
+                and self._settings_of(notice).url is not None
+            ]
         known = {notice.id: notice for notice in self._notices}
         chosen = list(ids)
         if not known.keys() >= set(chosen):
@@ -236,7 +340,7 @@ class Callbacks:
     def _delivered(self, notice: Notice, settings: CallbackSettings) -> list[Delivery]:
         made: list[Delivery] = []
         while len(made) <= settings.retries and not (made and made[-1].is_success):
-            delivery, _ = self._notify(settings, notice.user_key, notice.referrer, notice_id=notice.id)
+            delivery, _ = self._notify(settings, notice.kind, notice.body, notice_id=notice.id)
             made.append(delivery)
         with changing(self._changed):
             notice.is_delivered = True
@@ -245,24 +349,27 @@ class Callbacks:
     def _notify(
         self,
         settings: CallbackSettings,
-        user_key: int,
-        referrer: str,
+        kind: CallbackKind,
+        body: Mapping[str, Any],
         *,
         notice_id: int | None = None,
         headers: dict[str, str] | None = None,
     ) -> tuple[Delivery, httpx2.Headers]:
-        assert settings.url is not None
-        fields: dict[str, int | str] = {
-            settings.user_key_spelling: str(user_key) if settings.user_key_as_text else user_key,
-            "referrer": referrer,
-        }
+        if settings.url is None:
+            raise NotPossible("no callback URL is set up")
+        fields = dict(body)
+        if kind is CallbackKind.LOGIN_UNLINK:
+            user_key = fields.pop("userKey")
+            spelt = str(user_key) if settings.user_key_as_text else user_key
+            fields = {settings.user_key_spelling: spelt, **fields}
         sent = dict(headers or {})
         if settings.auth_value is not None:
             sent["Authorization"] = settings.encoding.header(settings.auth_value)
-        is_get = settings.method is Method.GET
+        is_get = kind is CallbackKind.LOGIN_UNLINK and settings.method is Method.GET
         url = httpx2.URL(settings.url).copy_merge_params(fields) if is_get else settings.url
+        method = Method.GET if is_get else Method.POST
         return self._call(
-            settings, settings.method.value, url, headers=sent, json=None if is_get else fields, notice_id=notice_id
+            settings, method.value, url, headers=sent, json=None if is_get else fields, notice_id=notice_id
         )
 
     def _call(
@@ -272,7 +379,7 @@ class Callbacks:
         url: httpx2.URL | str,
         *,
         headers: dict[str, str],
-        json: dict[str, int | str] | None = None,
+        json: dict[str, Any] | None = None,
         notice_id: int | None = None,
     ) -> tuple[Delivery, httpx2.Headers]:
         at = self._clock.now()
@@ -287,6 +394,12 @@ class Callbacks:
         with changing(self._changed):
             self._deliveries.append(delivery)
         return delivery, answer
+
+
+def _about(notice: Notice) -> str:
+    """Whom or what, and what happened; of a body, only this is shown."""
+    names = ("userKey", "referrer", "orderId", "changeReason", "orderNo", "status")
+    return " ".join(str(notice.body[name]) for name in names if name in notice.body)
 
 
 def shown(delivery: Delivery) -> dict[str, object]:

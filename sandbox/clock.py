@@ -35,3 +35,13 @@ class Clock:
 
 def korean_time(instant: datetime) -> str:
     return instant.astimezone(KOREA).isoformat(timespec="seconds")
+
+
+def pay_time(instant: datetime) -> str:
+    """As Toss Pay writes it; that it is Korean time is inferred (reference of Apps in Toss, 8.3)."""
+    return instant.astimezone(KOREA).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def iap_time(instant: datetime) -> str:
+    """As the samples of in-app purchase have it: Korean time that does not say so (reference 10.1, 14.2)."""
+    return instant.astimezone(KOREA).replace(tzinfo=None).isoformat(timespec="seconds")

@@ -91,9 +91,10 @@ class ControlFace:
         )
 
     async def _reset(self, _request: Request) -> Response:
-        kept = self._state.callbacks.settings()
+        kept = self._state.callbacks.all_settings()
         self._state.reset()
-        self._state.callbacks.configure(**kept.model_dump())  # set in the console, which is not reset
+        for (app_name, kind), settings in kept.items():  # set in the console, which is not reset
+            self._state.callbacks.configure(app_name, kind=kind, **settings.model_dump())
         return self._done()
 
     async def _move_clock(self, request: Request) -> Response:

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from sandbox.budget import DEFAULT_LIMIT, DEFAULT_WINDOW_SECONDS
-from sandbox.callbacks import CallbackSettings, shown
+from sandbox.callbacks import CallbackKind, CallbackSettings, shown
 from sandbox.client_certificates import LIFE_DAYS, ClientCertificate, KeyType
 from sandbox.miniapps import DEFAULT_APP, Referrer, Scope, TossUser, UnlinkReferrer
 from sandbox.orders import Handler, read
@@ -67,6 +67,7 @@ class NewLimit(OfApp):
 
 
 class CallbackChanges(CallbackSettings):
+    kind: CallbackKind = CallbackKind.LOGIN_UNLINK
     app_name: str = Field(default=DEFAULT_APP, min_length=1)
 
 
@@ -77,6 +78,7 @@ class NewNotice(OfApp):
 
 class Redelivery(WireModel):
     ids: list[int] | None = None
+    kind: CallbackKind | None = None
     copies: int | None = Field(default=None, ge=0)
     reverse: bool = False
 
@@ -191,7 +193,8 @@ class DeviceFace:
     async def _configure_callback(self, request: Request) -> Response:
         changes = (await read(request, CallbackChanges)).model_dump(exclude_unset=True)
         app_name = changes.pop("app_name", DEFAULT_APP)
-        made = self._state.callbacks.configure(app_name, **changes)
+        kind = changes.pop("kind", CallbackKind.LOGIN_UNLINK)
+        made = self._state.callbacks.configure(app_name, kind=kind, **changes)
         return JSONResponse(made.model_dump(mode="json", by_alias=True, exclude={"auth_value"}))
 
     async def _show_callbacks(self, _request: Request) -> Response:
@@ -206,9 +209,7 @@ class DeviceFace:
 
     async def _deliver(self, request: Request) -> Response:
         order = await read(request, Redelivery)
-        made = await run_in_threadpool(
-            self._state.callbacks.deliver, order.ids, copies=order.copies, reverse=order.reverse
-        )
+        made = await run_in_threadpool(self._state.callbacks.deliver, **order.model_dump())
         return JSONResponse({"deliveries": [shown(delivery) for delivery in made]})
 
     async def _console_test(self, request: Request) -> Response:

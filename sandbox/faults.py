@@ -23,11 +23,26 @@ class CallName(StrEnum):
     UNLINK_TOKEN = "unlink_token"  # noqa: S105
     UNLINK_USER = "unlink_user"
     ANON_VERIFY = "anon_verify"
+    # Its money (8 to 10).
+    PAY_MAKE = "pay_make"
+    PAY_EXECUTE = "pay_execute"
+    PAY_REFUND = "pay_refund"
+    PAY_STATUS = "pay_status"
+    BILLING_CREATE = "billing_create"
+    BILLING_EXECUTE = "billing_execute"
+    BILLING_STATUS = "billing_status"
+    BILLING_REMOVE = "billing_remove"
+    BILLING_REFUND = "billing_refund"
+    IAP_STATUS = "iap_status"
 
     @property
     def is_partner(self) -> bool:
         """At the partner API, behind a client certificate; the others are of Toss Cert."""
         return self not in (CallName.TOKEN, CallName.REQUEST, CallName.STATUS, CallName.RESULT)
+
+    @property
+    def is_of_money(self) -> bool:
+        return self.value.startswith(("pay_", "billing_", "iap_"))
 
 
 class FaultKind(StrEnum):
@@ -55,6 +70,8 @@ class FaultKind(StrEnum):
     WRONG_VERSION = "wrong_version"
     BAD_SIGNATURE = "bad_signature"
     WRONG_TYPE = "wrong_type"
+    WRONG_VALUE = "wrong_value"
+    """A field says something else that it might well say: another amount, orderNo, payToken, mode."""
     WRONG_AAD = "wrong_aad"
     WRONG_KEY = "wrong_key"
 
@@ -84,7 +101,7 @@ _BEFORE = {FaultKind.SLOW, FaultKind.RESET_BEFORE, FaultKind.HOLD_BEFORE, FaultK
 _INSTEAD = {FaultKind.FAIL, FaultKind.FAIL_200, FaultKind.OAUTH_ERROR, FaultKind.HTML_502}
 _ANY_ANSWER = {FaultKind.RESET_AFTER, FaultKind.HOLD, FaultKind.TRUNCATED_JSON}
 _CERT_ONLY = {FaultKind.WRONG_TX, FaultKind.WRONG_SESSION_ID, FaultKind.WRONG_VERSION, FaultKind.BAD_SIGNATURE}
-_PARTNER_ONLY = {FaultKind.WRONG_TYPE, FaultKind.WRONG_AAD, FaultKind.WRONG_KEY}
+_PARTNER_ONLY = {FaultKind.WRONG_TYPE, FaultKind.WRONG_VALUE, FaultKind.WRONG_AAD, FaultKind.WRONG_KEY}
 _LOGIN_ME_ONLY = {FaultKind.DAMAGED_TAG, FaultKind.WRONG_AAD, FaultKind.WRONG_KEY}
 """Of the partner API, only this call answers with encrypted fields."""
 
@@ -94,7 +111,9 @@ class FaultOrder(WireModel):
     kind: FaultKind
     times: int = Field(default=1, ge=1)
     tx_id: str | None = None
-    """Only calls about this transaction."""
+    """Only calls of Toss Cert about this transaction."""
+    subject: str | None = None
+    """Only calls of money about this orderNo, orderId or number of a billing key."""
     delay: float = Field(default=0.0, ge=0.0)
     """Seconds to wait first; with any kind."""
     after_effect: bool = False
@@ -110,8 +129,8 @@ class FaultOrder(WireModel):
     error: str | None = None
     """For oauth_error; else server_error, or invalid_grant at the partner API."""
     field: str | None = None
-    """For missing_field and wrong_type; for damaged_tag, wrong_session_id, wrong_version, wrong_aad and wrong_key,
-    which else mean all fields."""
+    """For missing_field, wrong_type and wrong_value; for damaged_tag, wrong_session_id, wrong_version, wrong_aad
+    and wrong_key, which else mean all fields."""
     variant: SignatureVariant = SignatureVariant.CONTENT_CHANGED
     size: int = Field(default=8 * 1024 * 1024, ge=1)
     """Bytes of padding, for big_body."""
@@ -125,6 +144,8 @@ class FaultOrder(WireModel):
             raise ValueError(f"{self.kind} has no meaning for {self.call}")
         if self.call.is_partner and self.tx_id is not None:
             raise ValueError(f"txId has no meaning for {self.call}")
+        if not self.call.is_of_money and self.subject is not None:
+            raise ValueError(f"subject has no meaning for {self.call}")
         return self
 
     @property
@@ -143,20 +164,24 @@ class FaultQueue:
     def add(self, order: FaultOrder) -> None:
         self.orders.append(order)
 
-    def take_before(self, call: CallName, tx_id: str | None) -> FaultOrder | None:
-        return self._take([order for order in self._aimed_at(call, tx_id) if order.acts_before])
+    def take_before(self, call: CallName, subject: str | None) -> FaultOrder | None:
+        return self._take([order for order in self._aimed_at(call, subject) if order.acts_before])
 
-    def take_after(self, call: CallName, tx_id: str | None, *, success: bool) -> FaultOrder | None:
+    def take_after(self, call: CallName, subject: str | None, *, success: bool) -> FaultOrder | None:
         return self._take(
             [
                 order
-                for order in self._aimed_at(call, tx_id)
+                for order in self._aimed_at(call, subject)
                 if not order.acts_before and (success or not order.needs_success)
             ]
         )
 
-    def _aimed_at(self, call: CallName, tx_id: str | None) -> list[FaultOrder]:
-        return [order for order in self.orders if order.call == call and order.tx_id in (None, tx_id)]
+    def _aimed_at(self, call: CallName, subject: str | None) -> list[FaultOrder]:
+        return [
+            order
+            for order in self.orders
+            if order.call == call and (order.tx_id or order.subject) in (None, subject)
+        ]
 
     def _take(self, candidates: list[FaultOrder]) -> FaultOrder | None:
         if not candidates:
@@ -174,7 +199,7 @@ class Hold:
     """A call that is kept waiting; released from any thread."""
 
     call: CallName
-    tx_id: str | None
+    subject: str | None
     released: Future[None] = field(default_factory=Future)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 

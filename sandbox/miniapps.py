@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from sandbox.clock import Clock
 from sandbox.personas import Persona, personas
-from sandbox.shared import NotPossible, changing
+from sandbox.shared import CallFailed, NotPossible, changing
 from sandbox.switches import RefreshRotation, Switches
 
 DEFAULT_APP = "my-granite-app"
@@ -50,14 +50,6 @@ class UnlinkReferrer(StrEnum):
 
 class InvalidGrant(Exception):
     """A code or token that is not in force. The message says why, and holds no code and no token."""
-
-
-class LoginFailed(Exception):
-    """Toss says FAIL with `code`."""
-
-    def __init__(self, code: str, note: str) -> None:
-        super().__init__(note)
-        self.code = code
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -270,7 +262,7 @@ class MiniApps:
     # The partner API
 
     def exchange(self, app_name: str, code: str, referrer: str) -> Grant:
-        """Raises `InvalidGrant`, `LoginFailed`."""
+        """Raises `InvalidGrant`, `CallFailed`."""
         with changing(self._changed):
             self._ready(app_name)
             found = self._codes.get(code)
@@ -291,7 +283,7 @@ class MiniApps:
             return self._granted(found.link)
 
     def refresh(self, app_name: str, refresh_token: str) -> Grant:
-        """Raises `InvalidGrant`, `LoginFailed`."""
+        """Raises `InvalidGrant`, `CallFailed`."""
         with changing(self._changed):
             self._ready(app_name)
             token = self._in_force(self._refresh.get(refresh_token), app_name)
@@ -314,13 +306,13 @@ class MiniApps:
             self._access.clear()
 
     def of_access_token(self, app_name: str, text: str) -> Link:
-        """A copy. Raises `InvalidGrant`, `LoginFailed`."""
+        """A copy. Raises `InvalidGrant`, `CallFailed`."""
         with self._changed:
             self._ready(app_name)
             return replace(self._in_force(self._access.get(text), app_name).link)
 
     def unlink(self, app_name: str, user_key: int) -> None:
-        """By the partner; no callback follows (reference 6.6). Raises `LoginFailed` when there is no link."""
+        """By the partner; no callback follows (reference 6.6). Raises `CallFailed` when there is no link."""
         with changing(self._changed):
             self._ready(app_name)
             for link in self._links.values():
@@ -328,11 +320,18 @@ class MiniApps:
                     self._end(link)
                     return
             if not self._switches().unlink_unknown_is_success:
-                raise LoginFailed("USER_KEY_NOT_FOUND", "no user is linked by this userKey")
+                raise CallFailed("USER_KEY_NOT_FOUND", "no user is linked by this userKey")
 
-    def knows_anon_key(self, app_name: str, text: str) -> bool:
+    def user_of_anon_key(self, app_name: str, text: str) -> str | None:
         with self._changed:
-            return text in self._anon_keys and self._anon_keys[text][0] == app_name
+            of_app, user = self._anon_keys.get(text, (None, None))
+            return user if of_app == app_name else None
+
+    def user_of_key(self, app_name: str, user_key: str) -> str | None:
+        """None when no user of that userKey is linked."""
+        with self._changed:
+            linked = (link for link in self._links.values() if link.app == app_name and link.is_linked)
+            return next((link.user for link in linked if str(link.user_key) == user_key), None)
 
     def snapshot(self) -> dict[str, object]:
         """Everything but people, codes, tokens and keys."""
@@ -385,7 +384,7 @@ class MiniApps:
 
     def _ready(self, app_name: str) -> None:
         if not self.app(app_name).is_login_configured:
-            raise LoginFailed("4050", "Toss login is not set up for this mini-app")
+            raise CallFailed("4050", "Toss login is not set up for this mini-app")
 
     def _in_force(self, token: _Token | None, app_name: str) -> _Token:
         if token is None or token.link.app != app_name:

@@ -1,4 +1,4 @@
-"""The three faces of the sandbox on loopback, in one background thread with its own event loop."""
+"""The faces of the sandbox on loopback, in one background thread with its own event loop."""
 
 import asyncio
 import socket
@@ -30,8 +30,9 @@ from sandbox.client_certificates import (
 from sandbox.connection import Protocol
 from sandbox.control import ControlFace
 from sandbox.crypto import kept_rsa_key, public_key_text, rsa_key_from_text
+from sandbox.login import LoginFace
 from sandbox.miniapps import DEFAULT_APP
-from sandbox.partner import PartnerFace
+from sandbox.pay import PayFace
 from sandbox.signature import SigningAuthority
 from sandbox.state import TEST_CLIENT_ID, TEST_CLIENT_SECRET, SandboxState
 from sandbox.switches import MissingCertificate
@@ -59,6 +60,7 @@ class SandboxServer:
         toss_port: int = 0,
         control_port: int = 0,
         partner_port: int = 0,
+        pay_port: int = 0,
         app_name: str = DEFAULT_APP,
         bff_url: str = "http://127.0.0.1:8000",
     ) -> None:
@@ -66,7 +68,7 @@ class SandboxServer:
         self.state = SandboxState()
         self._folder = folder
         self._given_session_key = session_key
-        self._ports = (toss_port, partner_port, control_port)
+        self._ports = (toss_port, partner_port, pay_port, control_port)
         self.app_name = app_name
         self._client_authority = ClientAuthority(folder)
         self.client_ca_file = self._client_authority.ca_file
@@ -92,18 +94,20 @@ class SandboxServer:
         self.public_key = public_key_text(self._session_key)
         tls = ServerTls(self._folder)
         self.ca_file = tls.ca_file
-        bound = toss_socket, partner_socket, control_socket = [self._listening(port) for port in self._ports]
-        self.toss_url = f"https://{_HOST}:{toss_socket.getsockname()[1]}"
+        bound = [self._listening(port) for port in self._ports]
+        toss_port, partner_port, pay_port, control_port = (listening.getsockname()[1] for listening in bound)
+        self.toss_url = f"https://{_HOST}:{toss_port}"
         self.token_url = f"{self.toss_url}/token"
-        self.partner_url = f"https://{_HOST}:{partner_socket.getsockname()[1]}"
-        self.control_url = f"http://{_HOST}:{control_socket.getsockname()[1]}"
+        self.partner_url = f"https://{_HOST}:{partner_port}"
+        self.pay_url = f"https://{_HOST}:{pay_port}"
+        self.control_url = f"http://{_HOST}:{control_port}"
         toss = TossFace(
             state=self.state,
             session_key=self._session_key,
             token_key=lambda: self._token_key,
             signing=signing,
         )
-        partner = PartnerFace(state=self.state, token_key=lambda: self._token_key)
+        login = LoginFace(state=self.state, token_key=lambda: self._token_key)
         control = ControlFace(
             state=self.state,
             issue=self.issue_client_certificate,
@@ -111,6 +115,7 @@ class SandboxServer:
                 "bffUrl": self._bff_url,
                 "tossUrl": self.toss_url,
                 "partnerUrl": self.partner_url,
+                "payUrl": self.pay_url,
                 "controlUrl": self.control_url,
                 "appName": self.app_name,
             },
@@ -118,7 +123,8 @@ class SandboxServer:
         partner_tls = DemandingTls.of(self._client_authority, tls.context, self._demands)
         self._servers = [
             _server(toss.app(), tls.context()),
-            _server(partner.app(), partner_tls),
+            _server(login.app(), partner_tls),
+            _server(PayFace(self.state).app(), partner_tls),
             _server(control.app(), None),
         ]
         started: Future[None] = Future()

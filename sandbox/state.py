@@ -9,13 +9,16 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+from sandbox.billing import Billing
 from sandbox.budget import Budget
-from sandbox.callbacks import Callbacks, Delivery
-from sandbox.clock import Clock, korean_time
+from sandbox.callbacks import CallbackKind, Callbacks, Delivery
+from sandbox.clock import Clock, korean_time, pay_time
 from sandbox.crypto import Session
 from sandbox.faults import CallName, FaultKind, FaultOrder, FaultQueue, Hold
 from sandbox.miniapps import DEFAULT_APP, MiniApps, UnlinkReferrer
+from sandbox.payments import Payment, Payments
 from sandbox.personas import Persona, personas
+from sandbox.purchases import Purchases
 from sandbox.shared import NotPossible, changing
 from sandbox.switches import Situation, Switches
 
@@ -97,7 +100,8 @@ class CallRecord:
     """One call that arrived. Holds no body and no header."""
 
     call: CallName
-    tx_id: str | None
+    subject: str | None
+    """What it is about: a txId, an orderNo, an orderId, the number of a billing key."""
     at: datetime
     answer: str | None = None
     """SUCCESS or an error code; None while nothing has taken effect."""
@@ -115,9 +119,13 @@ class SandboxState:
         self.personas = personas()
         self._changed = threading.Condition(threading.RLock())
         self._clear()
-        self.mini_apps = MiniApps(self.clock, self._changed, lambda: self.switches)
-        self.budget = Budget(self.clock, self._changed)
-        self.callbacks = Callbacks(self.clock, self._changed)
+        shared = self.clock, self._changed
+        self.mini_apps = MiniApps(*shared, lambda: self.switches)
+        self.budget = Budget(*shared)
+        self.callbacks = Callbacks(*shared)
+        self.pay = Payments(*shared, lambda: self.switches, self._tell_of_payment)
+        self.billing = Billing(*shared, lambda: self.switches, self.pay)
+        self.iap = Purchases(*shared, lambda: self.switches, self.mini_apps, self.callbacks)
 
     def _clear(self) -> None:
         self._switches = Switches()
@@ -145,6 +153,9 @@ class SandboxState:
             self.mini_apps.clear()
             self.budget.clear()
             self.callbacks.clear()
+            self.pay.clear()
+            self.billing.clear()
+            self.iap.clear()
 
     def wait_until(self, condition: Callable[["SandboxState"], bool], timeout: float = 10.0) -> None:
         """Block until `condition` holds; it is asked again after every change. Raises TimeoutError."""
@@ -302,6 +313,25 @@ class SandboxState:
         _, made = self.callbacks.announce(user_key, UnlinkReferrer(referrer), app_name=app_name)
         return made
 
+    def _tell_of_payment(self, payment: Payment) -> None:
+        """As plain Toss Pay does, where a URL is set up: Apps in Toss documents no such callback (14.4)."""
+        kind = CallbackKind.PAYMENT
+        settings = self.callbacks.settings(payment.app, kind=kind)
+        if settings.url is None or payment.paid_at is None:
+            return
+        body = {
+            "status": payment.status.value,
+            "payToken": payment.pay_token,
+            "orderNo": payment.order_no,
+            "payMethod": payment.charge.method.value,
+            "amount": payment.amount,
+            "discountedAmount": payment.discount,
+            "paidAmount": payment.paid_amount,
+            "paidTs": pay_time(payment.paid_at),
+            "transactionId": payment.pay_transaction,
+        }
+        self.callbacks.send_later(kind, body, app_name=payment.app)
+
     def expire(self, tx_id: str) -> None:
         with self._change():
             self._pending(tx_id).expires_at = self.clock.now()
@@ -333,12 +363,12 @@ class SandboxState:
 
     def fault_before(self, record: CallRecord) -> FaultOrder | None:
         with self._change():
-            order = self._faults.take_before(record.call, record.tx_id)
+            order = self._faults.take_before(record.call, record.subject)
             return self._note_fault(record, order)
 
     def fault_after(self, record: CallRecord, *, success: bool) -> FaultOrder | None:
         with self._change():
-            order = self._faults.take_after(record.call, record.tx_id, success=success)
+            order = self._faults.take_after(record.call, record.subject, success=success)
             return self._note_fault(record, order)
 
     def _note_fault(self, record: CallRecord, order: FaultOrder | None) -> FaultOrder | None:
@@ -346,9 +376,9 @@ class SandboxState:
             record.fault = order.kind
         return order
 
-    def hold(self, call: CallName, tx_id: str | None) -> Hold:
+    def hold(self, call: CallName, subject: str | None) -> Hold:
         with self._change():
-            held = Hold(call, tx_id)
+            held = Hold(call, subject)
             self._holds.append(held)
             return held
 
@@ -374,9 +404,9 @@ class SandboxState:
     # What was called
 
     @contextmanager
-    def record(self, call: CallName, tx_id: str | None, app_name: str | None = None) -> Iterator[CallRecord]:
-        record = CallRecord(call=call, tx_id=tx_id, at=self.clock.now(), app_name=app_name)
-        keys = {(call, tx_id), (call, None)}
+    def record(self, call: CallName, subject: str | None, app_name: str | None = None) -> Iterator[CallRecord]:
+        record = CallRecord(call=call, subject=subject, at=self.clock.now(), app_name=app_name)
+        keys = {(call, subject), (call, None)}
         with self._change():
             self._log.append(record)
             counts, highest = self._in_flight, self._max_in_flight
@@ -391,34 +421,34 @@ class SandboxState:
                     counts[key] -= 1
 
     def settle(
-        self, record: CallRecord, *, answer: str, note: str, tx_id: str | None = None, user_key: int | None = None
+        self, record: CallRecord, *, answer: str, note: str, subject: str | None = None, user_key: int | None = None
     ) -> None:
-        """What came of a call; `tx_id` is the one it made, or asked about."""
+        """What came of a call; `subject` is the one it made."""
         with self._change():
             record.answer, record.note, record.user_key = answer, note, user_key
-            record.tx_id = record.tx_id or tx_id
+            record.subject = record.subject or subject
 
-    def calls(self, call: CallName | str | None = None, tx_id: str | None = None) -> list[CallRecord]:
+    def calls(self, call: CallName | str | None = None, subject: str | None = None) -> list[CallRecord]:
         """Copies, oldest first."""
         with self._changed:
             return [
                 replace(record)
                 for record in self._log
-                if call in (None, record.call) and tx_id in (None, record.tx_id)
+                if call in (None, record.call) and subject in (None, record.subject)
             ]
 
-    def count(self, call: CallName | str | None = None, tx_id: str | None = None) -> int:
+    def count(self, call: CallName | str | None = None, subject: str | None = None) -> int:
         """How many calls arrived, refused ones included."""
-        return len(self.calls(call, tx_id))
+        return len(self.calls(call, subject))
 
-    def in_flight(self, call: CallName | str, tx_id: str | None = None) -> int:
+    def in_flight(self, call: CallName | str, subject: str | None = None) -> int:
         with self._changed:
-            return self._in_flight[CallName(call), tx_id]
+            return self._in_flight[CallName(call), subject]
 
-    def max_in_flight(self, call: CallName | str, tx_id: str | None = None) -> int:
-        """The most that were ever under way at once: for one transaction, or over all."""
+    def max_in_flight(self, call: CallName | str, subject: str | None = None) -> int:
+        """The most that were ever under way at once: for one subject, or over all."""
         with self._changed:
-            return self._max_in_flight[CallName(call), tx_id]
+            return self._max_in_flight[CallName(call), subject]
 
     def transactions(self) -> list[Transaction]:
         """Copies, oldest first."""
@@ -434,7 +464,7 @@ class SandboxState:
                 "switches": self._switches.model_dump(mode="json", by_alias=True),
                 "counts": {call.value: self.count(call) for call in CallName},
                 "maxInFlight": {call.value: self._max_in_flight[call, None] for call in CallName},
-                "held": [{"call": held.call.value, "txId": held.tx_id} for held in self._holds],
+                "held": [{"call": held.call.value, "subject": held.subject} for held in self._holds],
                 "faults": [order.model_dump(mode="json", by_alias=True) for order in self._faults.orders],
                 "transactions": [
                     {
@@ -454,7 +484,7 @@ class SandboxState:
                 "calls": [
                     {
                         "call": record.call.value,
-                        "txId": record.tx_id,
+                        "subject": record.subject,
                         "appName": record.app_name,
                         "userKey": record.user_key,
                         "at": korean_time(record.at),
@@ -466,4 +496,7 @@ class SandboxState:
                 ],
                 "miniApps": self.mini_apps.snapshot(),
                 "budget": self.budget.snapshot(),
+                "payments": self.pay.snapshot(),
+                "billingKeys": self.billing.snapshot(),
+                "iapOrders": self.iap.snapshot(),
             }

@@ -61,6 +61,34 @@ class DecryptionKey(StrEnum):
     """As after a re-issue (reference 6.5)."""
 
 
+class BothHeaders(StrEnum):
+    """What comes of a call that names its user twice (reference 4: undocumented)."""
+
+    REJECT = "reject"
+    PREFER_USER_KEY = "prefer_user_key"
+
+
+class ExecuteRepeat(StrEnum):
+    """How an executed payment answers to a second execute (reference 8.3)."""
+
+    EXISTING_PAYMENT = "existing_payment"
+    SUCCESS = "success"
+
+
+class RefundRepeat(StrEnum):
+    """How a refunded payment answers to a second refund (reference 8.4: unstated)."""
+
+    SUCCESS = "success"
+    ALREADY_REFUNDED = "already_refunded"
+
+
+class StatusNotFound(StrEnum):
+    """How get-payment-status tells of no payment (reference 8.5: the OpenAPI lists 404)."""
+
+    FAIL = "fail"
+    HTTP_404 = "http_404"
+
+
 class WireModel(BaseModel):
     """camelCase in JSON, snake_case in Python; nothing unknown and nothing converted."""
 
@@ -83,7 +111,46 @@ def default_codes() -> dict[Situation, str]:
     }
 
 
-class Switches(WireModel):
+class MoneySwitches(WireModel):
+    """Of Toss Pay and in-app purchase; references are to the reference of Apps in Toss."""
+
+    both_user_headers: BothHeaders = BothHeaders.REJECT
+    pay_nulls: bool = True
+    """8.3: fields that are not used are null; off: they are absent."""
+    inner_failure: bool = False
+    """8.3: refusals come as SUCCESS with `code: -1`, `errorCode` and `msg`, as plain Toss Pay has it."""
+    amounts_as_text: bool = False
+    """Of answers only. That they are numbers is documented; clients should survive it."""
+    execute_repeat: ExecuteRepeat = ExecuteRepeat.EXISTING_PAYMENT
+    execute_cancelled_code: str = "PAY_CANCEL_ITS_NOT_CANCELABLE_STATUS"
+    """8.8: which of the names a cancelled payment answers with is not documented."""
+    refund_repeat: RefundRepeat = RefundRepeat.SUCCESS
+    refund_reason_required: bool = True
+    """18: required by the guide, optional in the OpenAPI."""
+    refund_reason_blanks: bool = False
+    """8.4: the list of allowed characters has no blank."""
+    status_by_order_no: bool = True
+    """18: get-payment-status is satisfied with one of payToken and orderNo."""
+    status_not_found: StatusNotFound = StatusNotFound.FAIL
+    payment_life_seconds: int = Field(default=900, ge=1)
+    """8.2: of plain Toss Pay; for billing keys too (9)."""
+    stays_in_progress: bool = False
+    """8.6: executing and refunding leave the payment in progress until it is told to finish."""
+    discount: int = Field(default=0, ge=0)
+    """8.3: what Toss takes off by itself; paidAmount is so much less."""
+    billing_status_field: str = "status"
+    """9: not documented."""
+    iap_user_header_required: bool = False
+    """18: required in 2025, optional in 2026."""
+    iap_words_of_2025: bool = False
+    """10.1: PAYMENT_COMPLETED is paid and delivered, PURCHASED is paid."""
+    iap_zone: bool = False
+    """10.1: statusDeterminedAt with an offset, as the pattern of the documentation has it."""
+    iap_knows_subscriptions: bool = True
+    """10.3: unstated; off: NOT_FOUND."""
+
+
+class Switches(MoneySwitches):
     links: Links = Links.TEXT_NULL
     auth_url: bool = False
     """Q9: authUrl for USER_NONE is not on the Apps-in-Toss page."""

@@ -111,7 +111,7 @@ class TossFace(Face[CertAnswer]):
         body = await body_of(request)
         if body is None:
             return unsent()
-        return await self._taken(request, call, partial(effect, request, body), tx_id=_tx_id_in(body))
+        return await self._taken(request, call, partial(effect, request, body), subject=_tx_id_in(body))
 
     @override
     def _token_rejected(self, call: CallName) -> CertAnswer:
@@ -265,7 +265,7 @@ class TossFace(Face[CertAnswer]):
         success |= self._links(transaction)
         success["requestedDt"] = korean_time(transaction.requested_at)
         answer = self._success(success)
-        answer.tx_id = transaction.tx_id
+        answer.subject = transaction.tx_id
         return answer
 
     def _check_urls(self, fields: dict[str, Any]) -> None:

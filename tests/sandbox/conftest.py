@@ -5,7 +5,7 @@ import pytest
 
 from sandbox.server import SandboxServer
 from tests.sandbox.client import CertClient
-from tests.sandbox.partner import PartnerClient, partner_tls
+from tests.sandbox.partner import PartnerClient, PayClient, partner_tls
 
 VECTORS = Path(__file__).parents[1] / "data" / "toss-cert.json"
 
@@ -41,6 +41,13 @@ def pair_tls(running_sandbox, pair, tmp_path_factory):
 @pytest.fixture
 def partner(sandbox, pair_tls):
     client = PartnerClient(sandbox, pair_tls)
+    yield client
+    client.http.close()
+
+
+@pytest.fixture
+def pay(partner, pair_tls):
+    client = PayClient(partner, pair_tls)
     yield client
     client.http.close()
 
