@@ -27,6 +27,8 @@ VAULT_KEY = base64.b64encode(bytes(range(32))).decode()
 HASH_KEY = base64.b64encode(bytes(range(100, 132))).decode()
 UNLINK_AUTH = "toss-calls:G8k2pX5vQ9sT1mZ7"
 CONSENT_AUTH = "toss-tells:W4n6cR3jY8hB2dL5"
+SUBSCRIPTION_AUTH = "toss-sells:P7v3kM9xF5tQ1zN8"
+PAYMENT_AUTH = "toss-pays:D6h2yT4wK8rC3gJ9"
 VECTORS = Path(__file__).parent / "data" / "toss-cert.json"
 
 
@@ -193,7 +195,12 @@ def settings_for(backend: Backend, sandbox: SandboxServer, **cert: object) -> Se
             },
             "network": {"callback_allowlist": [f"{MINI_APP_ADDRESS}/32", "127.0.0.1/32"]},
             "limits": {"per_minute": 1_000_000, "starts_per_minute": 1_000_000},
-            "callbacks": {"login_unlink_auth": UNLINK_AUTH, "consent_withdrawal_auth": CONSENT_AUTH},
+            "callbacks": {
+                "login_unlink_auth": UNLINK_AUTH,
+                "consent_withdrawal_auth": CONSENT_AUTH,
+                "iap_subscription_auth": SUBSCRIPTION_AUTH,
+                "payment_auth": PAYMENT_AUTH,
+            },
             "login": {"decryption_keys": [sandbox.decryption_key], "aads": [sandbox.aad]},
         }
     )
