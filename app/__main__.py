@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -79,7 +79,11 @@ def _parser() -> argparse.ArgumentParser:
     add("serve", _serve, "run the HTTP service")
     add("migrate", _migrate, "bring the database's tables up to date")
     add("doctor", _doctor, "examine settings, database, Redis, Toss and clock, and explain every fault")
-    add("reconcile", _reconcile, "settle what crashes left open, and erase what is past its retention")
+    add(
+        "reconcile",
+        _reconcile,
+        "settle what crashes left open, deliver events, and erase what is past its retention",
+    )
 
     keys = commands.add_parser("keys", help="server keys and sealing keys").add_subparsers(
         required=True, metavar="ACTION"
@@ -195,24 +199,14 @@ def _doctor(_options: argparse.Namespace) -> int:
 def _reconcile(_options: argparse.Namespace) -> int:
     settings = _settings()
     done = _run_on_tables(settings, reconcile)
-    cert, notices, departed, purchases = done.cert, done.notices, done.departed, done.purchases
-    print(
-        f"leases settled: {cert.leases_settled}, answers opened: {cert.answers_opened}, "
-        f"identities erased: {cert.identities_erased}, signatures erased: {cert.signatures_erased}"
-    )
-    print(
-        f"notices handled: {notices.handled}, notices left open: {notices.left_open}, "
-        f"notices erased: {notices.erased}"
-    )
-    print(
-        f"unlinks finished: {departed.unlinks_finished}, users erased: {departed.users_erased}, "
-        f"sessions ended: {done.sessions_ended}, codes forgotten: {done.codes_forgotten}"
-    )
-    print(
-        f"purchases checked: {purchases.checked}, purchases refunded: {purchases.refunded}, "
-        f"purchases erased: {purchases.erased}"
-    )
-    return OK
+    for name, part in vars(done).items():
+        counts = "FAILED" if part is None else ", ".join(_counted(vars(part)))
+        print(f"{name}: {counts}")
+    return FAILED if done.has_failed else OK
+
+
+def _counted(counts: Mapping[str, int]) -> Iterator[str]:
+    return (f"{count} {what.replace('_', ' ')}" for what, count in counts.items())
 
 
 def _issue(options: argparse.Namespace) -> int:

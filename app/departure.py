@@ -26,6 +26,15 @@ class Referrer(StrEnum):
     WITHDRAWAL_TOSS = "WITHDRAWAL_TOSS"
 
 
+class UnlinkCause(StrEnum):
+    """What the partner's server is told besides Toss's own words for it."""
+
+    REQUEST = "REQUEST"
+    """The user, or the partner for them, has asked us."""
+    OTHER = "OTHER"
+    """Toss gave another reason: not passed on, because it may be any text."""
+
+
 class NoticeOutcome(StrEnum):
     ENDED = "ENDED"
     ERASED = "ERASED"
@@ -59,7 +68,7 @@ class Departure:
         for _ in range(ATTEMPTS):
             # The user goes last: from there the rest is found again after a crash.
             await self._cert.erase_of(user_id)
-            if await self._login.erase(user):
+            if await self._login.erase(user, cause=UnlinkCause.REQUEST):
                 # Once more for one that was being started meanwhile; from now on, starting finds no user.
                 await self._cert.erase_of(user_id)
                 return
@@ -82,6 +91,7 @@ class Departure:
         Raises: AppError when it cannot be decided now.
         """
         is_final = referrer == Referrer.WITHDRAWAL_TOSS
+        cause = referrer if referrer in set(Referrer) else UnlinkCause.OTHER
         for _ in range(ATTEMPTS):
             user = await self._login.find(user_key)
             if user is None:
@@ -90,7 +100,7 @@ class Departure:
                 if await self._login.is_link_alive(user):
                     return NoticeOutcome.STALE
                 # False if somebody has logged in meanwhile: then look again.
-                if await self._login.end_link(user) and not is_final:
+                if await self._login.end_link(user, cause=cause) and not is_final:
                     return NoticeOutcome.ENDED
                 continue
             if not is_final:

@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
@@ -10,14 +11,17 @@ from starlette.types import Scope
 
 import app.callbacks.routes
 import app.cert.routes
+import app.events.routes
 import app.health
 import app.login.routes
 import app.purchases.routes
 from app import problems
+from app.background import every, repeating
 from app.errors import RequestTimeout, TooManyRequests
 from app.metrics import Metrics
 from app.network import Allowlist, BodyLimit, CrossOrigin, RateLimit, RateLimits, Rates, is_below, mini_app_origins
 from app.observability import RequestLog, configure_logging, request_id_of
+from app.reconcile import reconcile
 from app.resources import Clock, Resources, open_resources, utc_now
 from app.settings import LimitSettings, NetworkSettings, Settings, SettingsError
 
@@ -41,8 +45,13 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(application: FastAPI) -> AsyncIterator[None]:
-        async with open_resources(settings, clock=clock, metrics=metrics) as resources:
+        interval = settings.server.reconcile_every
+        async with AsyncExitStack() as stack:
+            resources = await stack.enter_async_context(open_resources(settings, clock=clock, metrics=metrics))
             application.state.resources = resources
+            if interval:
+                await stack.enter_async_context(repeating(every(interval), partial(reconcile, resources)))
+                await stack.enter_async_context(repeating(resources.outbox.news, resources.delivery.run))
             yield
 
     application = FastAPI(
@@ -98,6 +107,7 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> FastAPI:
         app.login.routes.partner_server,
         app.purchases.routes.partner_server,
         app.callbacks.routes.partner_server,
+        app.events.routes.partner_server,
         app.callbacks.routes.toss,
     ):
         application.include_router(other, responses=timed)

@@ -39,6 +39,7 @@ class Metrics:
             "budget_refusals", "Calls to Toss for which the budget had no room", "lane", "limit"
         )
         self._callbacks = self._counter("callbacks", "Callbacks received", "callback", "outcome")
+        self._events = self._counter("events", "Events for the partner's server", "type", "outcome")
         self._client_certificate = _ClientCertificate()
         self._registry.register(self._client_certificate)
 
@@ -59,6 +60,9 @@ class Metrics:
 
     def callback_received(self, *, callback: str, outcome: str) -> None:
         self._callbacks.labels(callback=callback, outcome=outcome).inc()
+
+    def event_moved(self, *, type_: str, outcome: str) -> None:
+        self._events.labels(type=type_, outcome=outcome).inc()
 
     def watch_client_certificate(self, read: ReadClientCertificate) -> None:
         """`read` is asked at every scrape; None means that no client certificate is configured."""

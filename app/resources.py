@@ -17,6 +17,7 @@ from app.cert.service import CertService, Checkpoint, Rules
 from app.database import Database, LateWrites
 from app.departure import Departure
 from app.errors import SessionRequired, UserNotFound
+from app.events.delivery import AT_ONCE, Delivery, Receiver
 from app.events.outbox import Outbox
 from app.login.service import LoginService
 from app.login.service import Rules as LoginRules
@@ -85,6 +86,8 @@ class Resources:
     purchases: PurchaseService
     departure: Departure
     inbox: Inbox
+    outbox: Outbox
+    delivery: Delivery
     server_keys: ServerKeys
 
 
@@ -117,6 +120,10 @@ async def open_resources(
             if partner_transport is not None:
                 stack.push_async_callback(partner_transport.aclose)
                 metrics.watch_client_certificate(_certificate_reader(partner_transport, clock))
+        with _noting("BFF_EVENTS__CA_FILE", faults):
+            receiver = _event_receiver(settings)
+            if receiver is not None:
+                stack.push_async_callback(receiver.transport.aclose)
         faults += _certificate_faults(settings, clock())
         with _noting("BFF_DATABASE__URL", faults):
             database = Database(
@@ -153,12 +160,19 @@ async def open_resources(
         writes = LateWrites(database=database)
         stack.push_async_callback(writes.aclose)
         checkpoint = pause_at(settings.fault.pause_at)
+        outbox = Outbox(
+            clock=clock,
+            is_delivering=receiver is not None,
+            give_up_after=settings.events.give_up_after,
+            count=lambda what, type_: metrics.event_moved(type_=type_, outcome=what),
+        )
         service = CertService(
             database=database,
             writes=writes,
             api=_cert_api(cert, transport=transport, tokens=keeper, public_key=public_key),
             vault=vault,
             signatures=signatures,
+            outbox=outbox,
             rules=_cert_rules(cert),
             clock=clock,
             checkpoint=checkpoint,
@@ -190,6 +204,7 @@ async def open_resources(
                 aads=settings.login.aads,
             ),
             vault=vault,
+            outbox=outbox,
             rules=_login_rules(settings),
             clock=clock,
             checkpoint=checkpoint,
@@ -197,7 +212,7 @@ async def open_resources(
         purchases = PurchaseService(
             database=database,
             api=partner.iap,
-            outbox=Outbox(clock=clock, is_delivering=settings.events.url is not None),
+            outbox=outbox,
             user_of=_user_at_toss(login),
             rules=_purchase_rules(settings),
             clock=clock,
@@ -235,6 +250,15 @@ async def open_resources(
             purchases=purchases,
             departure=departure,
             inbox=inbox,
+            outbox=outbox,
+            delivery=Delivery(
+                database=database,
+                receiver=receiver,
+                clock=clock,
+                retention=timedelta(days=settings.events.retention_days),
+                checkpoint=checkpoint,
+                count=lambda what, type_: metrics.event_moved(type_=type_, outcome=what),
+            ),
             server_keys=ServerKeys(database=database, vault=vault, clock=clock),
         )
 
@@ -333,6 +357,21 @@ class _PartnerApis:
     iap: IapApi | None = None
     pay: PayApi | None = None
     billing: BillingApi | None = None
+
+
+def _event_receiver(settings: Settings) -> Receiver | None:
+    events = settings.events
+    if events.url is None:
+        return None
+    return Receiver(
+        transport=Transport(
+            ca_file=events.ca_file, pool_size=AT_ONCE, connect_timeout=events.timeout, read_timeout=events.timeout
+        ),
+        url=events.url,
+        secrets=[secret.get_secret_value() for secret in events.secrets],
+        timeout=events.timeout,
+        give_up_after=events.give_up_after,
+    )
 
 
 def _partner_apis(

@@ -175,6 +175,7 @@ def settings_for(backend: Backend, sandbox: SandboxServer, **cert: object) -> Se
     """Settings that point at the sandbox; `cert` overrides fields of its group."""
     return Settings.model_validate(
         {
+            "server": {"reconcile_every": 0},
             "database": {"url": backend.database_url},
             "redis": {"url": backend.redis_url},
             "vault": {"keys": {"k1": VAULT_KEY}, "active_key": "k1", "hash_key": HASH_KEY},

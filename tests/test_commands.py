@@ -198,7 +198,9 @@ async def test_reseal_and_reconcile_say_what_they_did(app_command, embedded, san
     assert "verification.identity: 0 resealed, 1 unreadable" in without.stdout
     assert settled.returncode == OK
     assert settled.stdout == (
-        "leases settled: 0, answers opened: 0, identities erased: 0, signatures erased: 0\n"
-        "notices handled: 0, notices left open: 0, notices erased: 0\n"
-        "unlinks finished: 0, users erased: 0, sessions ended: 0, codes forgotten: 0\n"
+        "cert: 0 leases settled, 0 answers opened, 0 identities erased, 0 signatures erased\n"
+        "notices: 0 handled, 0 left open, 0 erased\n"
+        "departed: 0 unlinks finished, 0 users erased\n"
+        "purged: 0 sessions ended, 0 codes forgotten\n"
+        "events: 0 delivered, 0 not delivered, 0 erased\n"
     )

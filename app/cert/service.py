@@ -40,6 +40,8 @@ from app.errors import (
     VerificationExpired,
     VerificationNotFound,
 )
+from app.events.outbox import Outbox
+from app.events.tables import EventType
 from app.person import normalize_name
 from app.toss.cert import CertApi, OpenedResult, RequestStatus, ResultAnswer, StartedRequest
 from app.toss.errors import NotSent, TossError, TossRejected, Unintelligible
@@ -176,6 +178,7 @@ class CertService:
         api: CertApi,
         vault: Vault,
         signatures: SignatureChecker,
+        outbox: Outbox,
         rules: Rules,
         clock: Clock,
         checkpoint: Checkpoint,
@@ -185,6 +188,7 @@ class CertService:
         self._api = api
         self._vault = vault
         self._signatures = signatures
+        self._outbox = outbox
         self._rules = rules
         self._clock = clock
         self._checkpoint = checkpoint
@@ -410,7 +414,7 @@ class CertService:
             raise UpstreamInvalid(reads_left=verification.reads_left, retryable=verification.reads_left > 0)
         values = self._values_of(verification, opened)
         async with self._database.transaction() as session:
-            stored = await session.scalar(
+            stored: Verification | None = await session.scalar(
                 update(Verification)
                 .where(
                     Verification.tx_id == verification.tx_id,
@@ -420,6 +424,13 @@ class CertService:
                 .values(**values)
                 .returning(Verification)
             )
+            if stored is not None:
+                self._outbox.record(
+                    session,
+                    EventType.VERIFICATION_COMPLETED,
+                    subject=stored.tx_id,
+                    data={"txId": stored.tx_id, "userId": stored.user_id, "completedAt": stored.completed_at},
+                )
         return stored or await self._get(verification.tx_id)
 
     def _values_of(self, verification: Verification, opened: OpenedResult) -> dict[str, object]:

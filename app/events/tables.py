@@ -1,13 +1,29 @@
 """What is stored of an event, until the partner's server has it and for a while after."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, CheckConstraint, Index, Integer, String, UniqueConstraint, text
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    ColumnElement,
+    Index,
+    Integer,
+    String,
+    UniqueConstraint,
+    literal_column,
+    select,
+    update,
+)
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Mapped, aliased, mapped_column
 
-from app.database import Base, Instant
+from app.database import Base, Instant, pause_after
+
+FIRST_PAUSE, LONGEST_PAUSE = timedelta(seconds=5), timedelta(hours=6)
+"""Between the attempts to deliver an event; each pause is twice as long as the one before."""
 
 
 class EventType(StrEnum):
@@ -31,7 +47,9 @@ class EventState(StrEnum):
     """There was no address to deliver to."""
 
 
-IS_PENDING = text(f"state = '{EventState.PENDING}'")
+# Literals, not parameters: with those no plan could use the partial index.
+PENDING: ColumnElement[str] = literal_column(f"'{EventState.PENDING}'")
+IS_PENDING = literal_column("state") == PENDING
 
 
 class Event(Base):
@@ -68,3 +86,85 @@ class Event(Base):
     """HTTP status of the last answer; None when there was none."""
     delivered_at: Mapped[datetime | None] = mapped_column(Instant)
     """When the partner's server last took it."""
+
+
+NOT_DUE: dict[str, Any] = {"state": EventState.KEPT, "attempts": 0}
+
+
+def due(now: datetime, *, give_up_after: timedelta) -> dict[str, Any]:
+    """What makes an event one to be delivered, with all the time there is."""
+    return {
+        "state": EventState.PENDING,
+        "attempts": 0,
+        "next_attempt_at": now,
+        "give_up_at": now + give_up_after,
+    }
+
+
+async def take_due(
+    session: AsyncSession, *which: ColumnElement[bool], lease_id: str, now: datetime, until: datetime
+) -> Event | None:
+    """Lease the oldest event that may be delivered now, of those that meet the conditions.
+
+    Of the events of one subject only the first may: what came later has to wait until it is delivered or given up.
+    """
+    earlier = aliased(Event)
+    must_wait = (
+        select(earlier.position)
+        .where(
+            earlier.subject == Event.subject, earlier.position < Event.position, earlier.state == EventState.PENDING
+        )
+        .correlate(Event)
+        .exists()
+    )
+    oldest = (
+        select(Event.position)
+        .where(Event.state == PENDING, Event.next_attempt_at <= now, is_free(now), ~must_wait, *which)
+        .order_by(Event.position)
+        .limit(1)
+        # Who delivers at the same moment takes the next one rather than wait for this one.
+        .with_for_update(skip_locked=True)
+        .correlate(None)
+    )
+    return await session.scalar(
+        update(Event)
+        .where(Event.position == oldest.scalar_subquery())
+        .values(lease_id=lease_id, lease_until=until)
+        .returning(Event)
+    )
+
+
+def is_free(now: datetime) -> ColumnElement[bool]:
+    return Event.lease_until.is_(None) | (Event.lease_until <= now)
+
+
+async def close(session: AsyncSession, event: Event, *, status: int | None, now: datetime) -> Event | None:
+    """Note how an attempt has ended: delivered by a 2xx, else to be tried again or given up.
+
+    None if the lease has ended meanwhile and somebody else has taken it.
+    """
+    is_delivered = status is not None and status // 100 == 2  # noqa: PLR2004 - 2xx
+    assert event.give_up_at is not None  # noqa: S101 - as the table has it for what is to be delivered
+    next_attempt_at = None
+    if is_delivered:
+        state = EventState.DELIVERED
+    elif now >= event.give_up_at:
+        state = EventState.GIVEN_UP
+    else:
+        state = EventState.PENDING
+        pause = pause_after(event.attempts, first=FIRST_PAUSE, longest=LONGEST_PAUSE)
+        next_attempt_at = min(now + pause, event.give_up_at)
+    return await session.scalar(
+        update(Event)
+        .where(Event.position == event.position, Event.lease_id == event.lease_id)
+        .values(
+            state=state,
+            attempts=Event.attempts + 1,
+            next_attempt_at=next_attempt_at,
+            lease_id=None,
+            lease_until=None,
+            last_status=status,
+            delivered_at=now if is_delivered else Event.delivered_at,
+        )
+        .returning(Event)
+    )

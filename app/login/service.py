@@ -28,6 +28,8 @@ from app.errors import (
     UnlinkNeedsLogin,
     UserNotFound,
 )
+from app.events.outbox import Outbox
+from app.events.tables import EventType
 from app.login.refusals import (
     NO_LONGER_LINKED,
     REPEATABLE,
@@ -93,6 +95,12 @@ class LoggedIn:
         return "LoggedIn(...)"
 
 
+@dataclass(frozen=True)
+class Purged:
+    sessions_ended: int
+    codes_forgotten: int
+
+
 class LoginService:
     """Without `api` and `tokens` (no client certificate is configured) nobody can log in."""
 
@@ -106,6 +114,7 @@ class LoginService:
         sessions: Sessions,
         cipher: LoginFieldCipher,
         vault: Vault,
+        outbox: Outbox,
         rules: Rules,
         clock: Clock,
         checkpoint: Checkpoint,
@@ -117,6 +126,7 @@ class LoginService:
         self.sessions = sessions
         self._cipher = cipher
         self._vault = vault
+        self._outbox = outbox
         self._rules = rules
         self._clock = clock
         self._checkpoint = checkpoint
@@ -449,8 +459,8 @@ class LoginService:
             raise other_error(error) from error
         return False
 
-    async def end_link(self, user: User) -> bool:
-        """End what we have of a link that is over: sessions, tokens, personal data.
+    async def end_link(self, user: User, *, cause: str) -> bool:
+        """End what we have of a link that is over: sessions, tokens, personal data. `cause` is for the partner.
 
         False if there has been a login, or another end, since this row was read.
         """
@@ -474,23 +484,39 @@ class LoginService:
             )
             if ended is not None:
                 await session.execute(delete(LoginSession).where(LoginSession.user_id == user.user_id))
+                self._tell_unlinked(session, user, cause)
         if ended is not None:
             await self._database.forget()
             self._log.info("user_unlinked", user_id=user.user_id)
         return ended is not None
 
-    async def erase(self, user: User) -> bool:
-        """Nothing remains. False if there has been a login, or another end, since this row was read."""
+    async def erase(self, user: User, *, cause: str | None = None) -> bool:
+        """Nothing remains. False if there has been a login, or another end, since this row was read.
+
+        `cause`: why this is the end of their link, too, unless that was over before; None if it lives on at Toss.
+        """
         async with self._database.transaction() as session:
             erased = await session.scalar(
                 delete(User)
                 .where(User.user_id == user.user_id, User.link_version == user.link_version)
                 .returning(User.user_id)
             )
+            # Who was known by an anonymous key had no link.
+            if (
+                erased is not None
+                and cause is not None
+                and user.unlinked_at is None
+                and user.kind == UserKind.MEMBER
+            ):
+                self._tell_unlinked(session, user, cause)
         if erased is not None:
             await self._database.forget()
             self._log.info("user_erased", user_id=user.user_id)
         return erased is not None
+
+    def _tell_unlinked(self, session: AsyncSession, user: User, cause: str) -> None:
+        data = {"userId": user.user_id, "cause": cause}
+        self._outbox.record(session, EventType.LOGIN_UNLINKED, subject=user.user_id, data=data)
 
     # --- What a crash or time leaves to do ----------------------------------------------------------------
 
@@ -522,8 +548,8 @@ class LoginService:
                 )
             ).all()
 
-    async def purge(self) -> tuple[int, int]:
-        """Delete sessions that are over and codes that no longer mean anything; how many of each."""
+    async def purge(self) -> Purged:
+        """Delete sessions that are over and codes that no longer mean anything."""
         async with self._database.transaction() as session:
             codes = await session.scalars(
                 delete(LoginExchange)
@@ -533,7 +559,7 @@ class LoginService:
             forgotten = len(codes.all())
         ended = await self.sessions.purge()
         await self._database.forget()
-        return ended, forgotten
+        return Purged(ended, forgotten)
 
     # --- Shared -------------------------------------------------------------------------------------------
 

@@ -471,7 +471,7 @@ class PurchaseService:
                 "orderId": purchase.order_id,
                 "userId": purchase.user_id,
                 "sku": purchase.sku,
-                name: _iso(instant),
+                name: instant,
             },
         )
 
@@ -490,10 +490,10 @@ class PurchaseService:
                 "sku": change.sku,
                 "status": change.status,
                 "accessGranted": change.access_granted,
-                "expiresAt": _iso(ends_at),
+                "expiresAt": ends_at,
                 "autoRenew": change.auto_renew,
                 "reason": change.reason,
-                "occurredAt": _iso(change.occurred_at),
+                "occurredAt": change.occurred_at,
             },
         )
 
@@ -534,7 +534,3 @@ class PurchaseService:
 
 class _CannotGoOn(Exception):
     """Toss answers nobody at the moment: the rest of a run would fare the same."""
-
-
-def _iso(instant: datetime | None) -> str | None:
-    return instant.isoformat() if instant is not None else None

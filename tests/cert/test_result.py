@@ -444,6 +444,7 @@ def service(bff, *, api=None, checkpoint=None, database=None, monotonic=time.mon
         api=api or own._api,
         vault=bff.resources.vault,
         signatures=own._signatures,
+        outbox=own._outbox,
         rules=own._rules,
         clock=bff.clock,
         checkpoint=checkpoint or own._checkpoint,

@@ -520,9 +520,9 @@ async def test_without_room_in_the_budget_nothing_is_sent(bff):
 async def test_old_codes_are_forgotten(bff):
     await bff.log_in()
     bff.clock.advance(minutes=19)
-    assert (await bff.resources.login.purge())[1] == 0
+    assert (await bff.resources.login.purge()).codes_forgotten == 0
     bff.clock.advance(minutes=2)
-    assert (await bff.resources.login.purge())[1] == 1
+    assert (await bff.resources.login.purge()).codes_forgotten == 1
     assert await exchanges(bff) == []
 
 

@@ -120,7 +120,7 @@ async def test_sessions_that_are_over_are_cleared_away(bff):
     bff.clock.advance(days=6)
     kept = await bff.log_in("minor")
     bff.clock.advance(days=1, seconds=1)
-    assert (await bff.resources.login.purge())[0] == 1
+    assert (await bff.resources.login.purge()).sessions_ended == 1
     assert [row.session_id for row in await sessions(bff)] == [kept.session_id]
     assert len(await users(bff)) == 2
 

@@ -55,7 +55,10 @@ async def test_a_paid_order_is_granted_and_granted_again(bff):
     data = {"orderId": order_id, "userId": login.user_id, "sku": SKU, "grantedAt": body["grantedAt"]}
     (event,) = await events(bff)
     assert event[:2] == ("purchase.granted", order_id)
-    assert {**event[2], "grantedAt": row.granted_at.isoformat()} == {**data, "grantedAt": row.granted_at.isoformat()}
+    assert {**event[2], "grantedAt": row.granted_at.isoformat()} == {
+        **data,
+        "grantedAt": row.granted_at.isoformat(),
+    }
     assert await entitlements(bff, login) == [
         {"sku": SKU, "kind": "ONE_TIME", "expiresAt": None, "autoRenew": None, "orderIds": [order_id]}
     ]
@@ -84,7 +87,7 @@ SWITCHES = [
 ]
 
 
-@pytest.mark.parametrize("switches", SWITCHES, ids=lambda each: "-".join(each))
+@pytest.mark.parametrize("switches", SWITCHES, ids="-".join)
 async def test_granted_and_refunded_under_every_switch(bff, switches):
     bff.sandbox.state.set_switches(**switches)
     login = await bff.log_in()
@@ -134,12 +137,14 @@ async def test_after_the_wait_it_is_not_ready_and_nothing_is_bound(bff, patience
 async def test_a_new_word_is_waited_for_and_never_granted(embedded, sandbox, tmp_path):
     toss = OddToss()
     toss.answers[STATUS] = success({"status": "SOMETHING_NEW", "sku": SKU})
-    async with toss.serving(settings_for(embedded, sandbox), tmp_path) as settings:
-        async with Bff.running(settings, sandbox) as bff:
-            login = await logged_in_at(bff, toss)
-            Patience(bff)
-            assert_problem(await grant(bff, login, "an-order"), 409, "purchase_not_ready")
-            assert await purchases(bff) == []
+    async with (
+        toss.serving(settings_for(embedded, sandbox), tmp_path) as settings,
+        Bff.running(settings, sandbox) as bff,
+    ):
+        login = await logged_in_at(bff, toss)
+        Patience(bff)
+        assert_problem(await grant(bff, login, "an-order"), 409, "purchase_not_ready")
+        assert await purchases(bff) == []
 
 
 async def test_no_wait_is_one_question(settings, sandbox):
@@ -200,11 +205,13 @@ async def test_what_was_refunded_before_is_recorded_and_not_granted(bff):
 async def test_an_answer_without_what_a_grant_needs(embedded, sandbox, tmp_path, payload):
     toss = OddToss()
     toss.answers[STATUS] = success(payload)
-    async with toss.serving(settings_for(embedded, sandbox), tmp_path) as settings:
-        async with Bff.running(settings, sandbox) as bff:
-            login = await logged_in_at(bff, toss)
-            assert_problem(await grant(bff, login, "an-order"), 502, "upstream_invalid")
-            assert await purchases(bff) == []
+    async with (
+        toss.serving(settings_for(embedded, sandbox), tmp_path) as settings,
+        Bff.running(settings, sandbox) as bff,
+    ):
+        login = await logged_in_at(bff, toss)
+        assert_problem(await grant(bff, login, "an-order"), 502, "upstream_invalid")
+        assert await purchases(bff) == []
 
 
 async def logged_in_at(bff, toss):
@@ -230,7 +237,8 @@ async def test_an_order_that_somebody_else_has_is_not_there(bff):
     assert bff.sandbox.state.count("iap_status") == 1
 
 
-async def test_toss_is_told_who_asks_so_that_a_thief_is_not_first(bff, patience):
+@pytest.mark.usefixtures("patience")
+async def test_toss_is_told_who_asks_so_that_a_thief_is_not_first(bff):
     owner, thief = await bff.log_in(), await bff.log_in("foreigner")
     order_id = store(bff).buy("man", SKU)
     assert_problem(await grant(bff, thief, order_id), 409, "purchase_not_ready")
