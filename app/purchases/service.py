@@ -55,8 +55,6 @@ from app.upstream import ASK_AGAIN
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.35, 3.0
 """Seconds between questions while Toss does not show an order as paid; each is half as long again (10.1)."""
-ANSWER_WITHIN = 28.0
-"""Seconds. After 30 the SDK shows a page on which the user can ask for their money back (reference 10.2)."""
 CHECK_RETRY = timedelta(minutes=10)
 """After a question to Toss that failed."""
 BATCH = 200
@@ -139,8 +137,12 @@ class PurchaseService:
         checkpoint: Checkpoint,
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        answer_within: timedelta = timedelta(seconds=28),
     ) -> None:
-        """`user_of`: by what Toss knows the user with this id; None for one who is gone."""
+        """`user_of`: by what Toss knows the user with this id; None for one who is gone.
+
+        `answer_within`: after 30 seconds the SDK shows a page for asking one's money back (reference 10.2).
+        """
         self._database = database
         self._api = api
         self._outbox = outbox
@@ -150,6 +152,7 @@ class PurchaseService:
         self._checkpoint = checkpoint
         self._monotonic = monotonic
         self._sleep = sleep
+        self._answer_within = answer_within
         self._granting: dict[tuple[str, str], asyncio.Task[Purchase]] = {}
         self._log = structlog.stdlib.get_logger("app.purchases")
 
@@ -164,9 +167,6 @@ class PurchaseService:
         TossNotConfigured, UpstreamUnavailable, UpstreamTimeout, UpstreamInvalid, UpstreamRefused,
         UpstreamBudgetExhausted, StorageUnavailable.
         """
-        known = await self._find(order_id)
-        if known is not None:
-            return self._answer(known, owner)
         key = (order_id, owner.key_hash)
         granting = self._granting.get(key)
         if granting is None:
@@ -180,8 +180,11 @@ class PurchaseService:
             task.exception()  # whoever asked for it may be gone
 
     async def _grant(self, order_id: str, owner: Owner) -> Purchase:
+        known = await self._find(order_id)
+        if known is not None:
+            return self._answer(known, owner)
         try:
-            async with asyncio.timeout(ANSWER_WITHIN):
+            async with asyncio.timeout(self._answer_within.total_seconds()):
                 said = await self._decided(order_id, owner.toss_user)
         except TimeoutError:
             raise UpstreamTimeout from None
@@ -344,13 +347,13 @@ class PurchaseService:
         async with self._database.transaction() as session:
             await lock_order(session, change.order_id, is_sqlite=self._database.is_sqlite)
             applied = await apply(session, change, now=now, is_sqlite=self._database.is_sqlite)
-            if applied is None:
-                return NoticeOutcome.STALE
             purchase = await session.get(Purchase, change.order_id)
             if purchase is None:
-                return NoticeOutcome.PARKED
-            if change.is_revocation:
+                return NoticeOutcome.STALE if applied is None else NoticeOutcome.PARKED
+            if change.is_revocation:  # that money was given back stays true, whatever came after it
                 await self._refund(session, purchase.order_id, refunded_at=change.occurred_at, now=now)
+            if applied is None:
+                return NoticeOutcome.STALE
             self._tell_change(session, purchase, applied)
         self._log.info("subscription_changed", order_id=change.order_id, reason=change.reason, status=change.status)
         return NoticeOutcome.APPLIED
@@ -468,7 +471,7 @@ class PurchaseService:
                 "orderId": purchase.order_id,
                 "userId": purchase.user_id,
                 "sku": purchase.sku,
-                name: _iso(instant),
+                name: instant,
             },
         )
 
@@ -487,10 +490,10 @@ class PurchaseService:
                 "sku": change.sku,
                 "status": change.status,
                 "accessGranted": change.access_granted,
-                "expiresAt": _iso(ends_at),
+                "expiresAt": ends_at,
                 "autoRenew": change.auto_renew,
                 "reason": change.reason,
-                "occurredAt": _iso(change.occurred_at),
+                "occurredAt": change.occurred_at,
             },
         )
 
@@ -514,7 +517,7 @@ class PurchaseService:
             .order_by(Purchase.order_id.desc())
             .limit(limit)
         )
-        return [Owned(purchase, self._holding(purchase, subscription)) for purchase, subscription in rows.tuples()]
+        return [Owned(purchase, self._holding(purchase, subscription)) for purchase, subscription in rows]
 
     def _holding(self, purchase: Purchase, subscription: Subscription | None) -> Holding:
         sku = subscription.sku if subscription is not None else purchase.sku
@@ -531,7 +534,3 @@ class PurchaseService:
 
 class _CannotGoOn(Exception):
     """Toss answers nobody at the moment: the rest of a run would fare the same."""
-
-
-def _iso(instant: datetime | None) -> str | None:
-    return instant.isoformat() if instant is not None else None
