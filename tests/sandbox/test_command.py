@@ -1,6 +1,7 @@
 """`python -m sandbox`, as a newcomer runs it."""
 
 import base64
+import json
 import os
 import re
 import shlex
@@ -68,6 +69,24 @@ def test_alone_it_prints_what_a_bff_needs_and_ends_when_asked(state_dir):
     assert exports["BFF_CERT__CLIENT_ID"].startswith("test_")
     assert (state_dir / "tls-ca.pem").samefile(shlex.split(exports["BFF_CERT__CA_FILE"])[0])
     assert len(base64.b64decode(exports["BFF_VAULT__HASH_KEY"])) == 32
+    exports = {name: shlex.split(value)[0] for name, value in exports.items()}
+    assert exports["BFF_TOSS__PAY_URL"] == exports["BFF_BILLING__API_URL"] != exports["BFF_TOSS__API_URL"]
+    assert exports["BFF_EVENTS__URL"] == f"{page}partner/events"
+    assert exports["BFF_CALLBACKS__PAYMENT_AUTH"] != exports["BFF_CALLBACKS__IAP_SUBSCRIPTION_AUTH"]
+    assert set(json.loads(exports["BFF_PURCHASES__RENEWAL_CYCLES"]).values()) == {"MONTHLY"}
+
+
+def test_what_is_kept_outlives_a_restart(state_dir):
+    own = '{"products": {}}'
+    (state_dir / "catalogue.json").write_text(own, encoding="utf-8")
+    said = []
+    for _ in range(2):
+        with running(state_dir, "--only", "--port", "0") as process:
+            said.append(read_until(process, "# Toss Pay"))
+    for name in ("BFF_EVENTS__SECRETS", "BFF_CALLBACKS__PAYMENT_AUTH", "BFF_VAULT__KEYS"):
+        first, second = (re.search(rf"^export {name}=(.*)$", each, re.MULTILINE).group(1) for each in said)
+        assert first == second
+    assert (state_dir / "catalogue.json").read_text(encoding="utf-8") == own
 
 
 def test_a_busy_port_is_said_and_replaced(state_dir):
