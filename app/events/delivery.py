@@ -16,7 +16,7 @@ from typing_extensions import override
 from app.database import Database
 from app.errors import EventNotFound, EventsNotConfigured
 from app.events.outbox import Clock, Count
-from app.events.tables import Event, EventState, EventType, close, due, is_free, take_due
+from app.events.tables import Event, EventState, EventType, close, due, take_due
 from app.toss.errors import TossError, Unintelligible
 from app.toss.transport import Transport
 
@@ -255,7 +255,7 @@ class Delivery:
         async with self._database.transaction() as session:
             await session.execute(
                 update(Event)
-                .where(Event.event_id == event_id, is_free(now))
+                .where(Event.event_id == event_id)
                 .values(**due(now, give_up_after=receiver.give_up_after))
             )
         self._log.info("event_replayed", event_id=event_id, key_id=key_id)

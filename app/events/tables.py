@@ -119,9 +119,10 @@ async def take_due(
         .correlate(Event)
         .exists()
     )
+    is_free = Event.lease_until.is_(None) | (Event.lease_until <= now)
     oldest = (
         select(Event.position)
-        .where(Event.state == PENDING, Event.next_attempt_at <= now, is_free(now), ~must_wait, *which)
+        .where(Event.state == PENDING, Event.next_attempt_at <= now, is_free, ~must_wait, *which)
         .order_by(Event.position)
         .limit(1)
         # Who delivers at the same moment takes the next one rather than wait for this one.
@@ -134,10 +135,6 @@ async def take_due(
         .values(lease_id=lease_id, lease_until=until)
         .returning(Event)
     )
-
-
-def is_free(now: datetime) -> ColumnElement[bool]:
-    return Event.lease_until.is_(None) | (Event.lease_until <= now)
 
 
 async def close(session: AsyncSession, event: Event, *, status: int | None, now: datetime) -> Event | None:

@@ -49,8 +49,6 @@ class PartnerServer:
     may_answer: asyncio.Event = field(default_factory=asyncio.Event)
     has_been_asked: asyncio.Event = field(default_factory=asyncio.Event)
     deliveries: list[Delivered] = field(default_factory=list)
-    waiting: int = 0
-    most_waiting: int = 0
     url: str = ""
 
     def __post_init__(self) -> None:
@@ -60,10 +58,7 @@ class PartnerServer:
         while (request := await connection.request()) is not None:
             self.deliveries.append(delivered := Delivered.of(request))
             self.has_been_asked.set()
-            self.waiting += 1
-            self.most_waiting = max(self.waiting, self.most_waiting)
             await self.may_answer.wait()
-            self.waiting -= 1
             status = self.statuses.pop(0) if self.statuses else 500 if delivered.subject in self.failing else 200
             connection.send(self.answer, status=f"{status} Whatever", Location=self.url)
             await connection.writer.drain()

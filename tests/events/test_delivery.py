@@ -8,11 +8,14 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 import trustme
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
 from standardwebhooks import WebhookVerificationError
 
 from app.errors import StorageUnavailable
 from app.events.delivery import AT_ONCE, Delivery, Reconciled
 from app.events.tables import Event, EventType
+from app.login.tables import LoginSession
 from app.reconcile import reconcile
 from app.settings import SettingsError
 from app.toss.transport import MAX_ANSWER_BYTES
@@ -349,14 +352,22 @@ async def test_who_has_lost_the_lease_notes_nothing(bff, partner):
 
 async def test_many_go_out_at_once_but_not_too_many(bff, partner):
     await record(bff, *(f"order-{number}" for number in range(3 * AT_ONCE)))
-    partner.may_answer.clear()
-    running = [asyncio.create_task(run(bff)) for _ in range(2)]  # the nudge and reconcile, at the same moment
-    while partner.waiting < AT_ONCE:
-        partner.has_been_asked.clear()
-        await partner.has_been_asked.wait()
-    partner.may_answer.set()
+    may_go, is_full, leased = asyncio.Event(), asyncio.Event(), []
+
+    async def checkpoint(step: str) -> None:
+        if step == "event_leased":
+            leased.append(step)
+            if len(leased) == AT_ONCE:
+                is_full.set()
+            await may_go.wait()
+
+    replica = replica_of(bff, checkpoint=checkpoint)
+    running = [asyncio.create_task(replica.run()) for _ in range(2)]  # the nudge and reconcile, at the same moment
+    await is_full.wait()
+    await asyncio.wait(running, timeout=0.3)  # nothing tells that the others wait
+    assert len(leased) == AT_ONCE
+    may_go.set()
     assert sum([(await one)[0] for one in running]) == 3 * AT_ONCE
-    assert partner.most_waiting == AT_ONCE
     assert set(partner.subjects[:AT_ONCE]) == {f"order-{number}" for number in range(AT_ONCE)}  # oldest first
 
 
@@ -452,6 +463,33 @@ async def test_there_is_no_event_of_what_was_not_committed(bff):
     assert b'bff_events_total{outcome="recorded"' not in bff.resources.metrics.exposition()
 
 
+async def test_nobody_is_told_of_a_commit_that_fails(embedded, sandbox, partner):
+    settings = with_events(settings_for(embedded, sandbox), partner.url)
+    async with Bff.running(settings, sandbox) as bff:
+
+        async def record_and_fail() -> None:
+            async with bff.resources.database.transaction() as session:
+                await session.execute(text("PRAGMA defer_foreign_keys = ON"))
+                now = bff.clock()
+                session.add(
+                    LoginSession(
+                        session_id="1",
+                        token_hash="1",
+                        user_id="nobody",
+                        created_at=now,
+                        expires_at=now,
+                        ends_at=now,
+                    )
+                )
+                bff.resources.outbox.record(session, EventType.PAYMENT_PAID, subject="order-1", data={})
+
+        with pytest.raises(IntegrityError):
+            await record_and_fail()
+        assert not bff.resources.outbox._news.is_set()
+        await record(bff, "order-1")
+        assert bff.resources.outbox._news.is_set()
+
+
 async def test_retention_erases_what_is_not_pending(bff, partner):
     await record(bff, "a")
     await run(bff)
@@ -467,7 +505,7 @@ async def test_retention_erases_what_is_not_pending(bff, partner):
     async with bff.resources.database.transaction() as session:
         pending = (await events(bff))[2]
         old = await session.get(Event, pending.position)
-        old.occurred_at -= timedelta(days=5)
+        old.occurred_at -= timedelta(days=95)
     assert (await bff.resources.delivery.reconcile()).erased == 2
     assert (await only_event(bff)).subject == "c"
 
@@ -501,5 +539,5 @@ async def test_nothing_of_body_or_answer_is_logged(bff, partner, caplog):
     await run(bff)
     assert "event_failed" in caplog.text
     assert "event_delivered" in caplog.text
-    for text in ("said-by", SECRET, partner.deliveries[0].headers["webhook-signature"], partner.url):
-        assert text not in caplog.text
+    for secret in ("said-by", SECRET, partner.deliveries[0].headers["webhook-signature"], partner.url):
+        assert secret not in caplog.text

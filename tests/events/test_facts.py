@@ -175,6 +175,7 @@ async def test_retention_ends_no_link_and_an_anonymous_user_has_none(bff):
     await bff.log_in()
     anonymous = await bff.log_in_anonymously("minor")
     await bff.resources.departure.by_request(anonymous.user_id)
+    assert await told(bff, UNLINKED) == []
     bff.clock.advance(days=5000)
     assert (await reconcile(bff.resources)).departed.users_erased == 1
     assert await told(bff, UNLINKED) == []
