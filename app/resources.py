@@ -6,13 +6,14 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import structlog
 
 from app.callbacks.inbox import Inbox, unlinking
 from app.callbacks.tables import CallbackName
+from app.cert.outcome import KOREA
 from app.cert.service import CertService, Checkpoint, Rules
 from app.database import Database, LateWrites
 from app.departure import Departure
@@ -59,8 +60,7 @@ from app.vault import Vault
 
 Clock = Callable[[], datetime]
 
-ZONES = {"Asia/Seoul": timezone(timedelta(hours=9)), "UTC": UTC}
-"""Korea has had no summer time since 1988; images without a time zone database know it all the same."""
+ZONES = {"Asia/Seoul": KOREA, "UTC": UTC}
 
 
 def utc_now() -> datetime:

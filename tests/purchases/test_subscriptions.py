@@ -392,6 +392,18 @@ async def test_old_states_are_forgotten(settings, sandbox):
         assert await subscriptions(bff) == []
 
 
+async def test_an_order_is_kept_while_toss_tells_of_it(settings, sandbox):
+    rules = {"retention_days": 30, "refund_watch_days": 0}
+    async with Bff.running(with_purchases(settings, **rules), sandbox) as bff:
+        order_id = await subscribed(bff, await bff.log_in())
+        later(bff, days=20)
+        await tell(bff, await moved(bff, order_id, "RENEWED"))
+        later(bff, days=20)
+        assert (await bff.resources.purchases.reconcile()).erased == 0
+        later(bff, days=11)
+        assert (await bff.resources.purchases.reconcile()).erased == 1
+
+
 # --- The door ------------------------------------------------------------------------------------------------
 
 
