@@ -177,7 +177,7 @@ async def open_resources(
             clock=clock,
             checkpoint=checkpoint,
         )
-        partner = _partner_apis(settings, transport=partner_transport, shared_state=shared_state, metrics=metrics)
+        partner = partner_apis(settings, transport=partner_transport, shared_state=shared_state, metrics=metrics)
         login = LoginService(
             database=database,
             writes=writes,
@@ -350,7 +350,7 @@ def _partner_hosts(settings: Settings) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class _PartnerApis:
+class PartnerApis:
     """What this mini-app asks of Toss with its client certificate. None: not configured."""
 
     login: LoginApi | None = None
@@ -374,12 +374,12 @@ def _event_receiver(settings: Settings) -> Receiver | None:
     )
 
 
-def _partner_apis(
+def partner_apis(
     settings: Settings, *, transport: MutualTransport | None, shared_state: SharedState, metrics: Metrics
-) -> _PartnerApis:
+) -> PartnerApis:
     """Whether Toss Pay's host has a budget of its own is open (reference 19.12): all spend the same one here."""
     if transport is None:
-        return _PartnerApis()
+        return PartnerApis()
     toss, pay, billing, budget = settings.toss, settings.pay, settings.billing, settings.budget
     governor = Governor(
         store=SharedBudget(state=shared_state, name=budget_name(settings)),
@@ -402,9 +402,9 @@ def _partner_apis(
             refused=lambda lane, limit: metrics.budget_refused(lane=lane, limit=limit),
         )
 
-    is_test = pay.mode == "test"
+    is_test = pay.mode != "live"
     partner = partner_at(toss.api_url)
-    return _PartnerApis(
+    return PartnerApis(
         login=LoginApi(partner=partner),
         iap=IapApi(partner=partner),
         pay=PayApi(partner=partner_at(toss.pay_url), is_test=is_test) if pay.mode is not None else None,

@@ -88,6 +88,9 @@ def sandbox(sandbox_server, handed_out) -> Iterator[SandboxServer]:
     toss = sandbox_server.state.mini_apps
     handed_out.update(toss._codes, toss._access, toss._refresh, toss._anon_keys)
     handed_out.update(str(link.user_key) for link in toss._links.values())
+    handed_out.update(payment.pay_token for payment in sandbox_server.state.pay.payments())
+    keys = sandbox_server.state.billing.keys()
+    handed_out.update(key.wrapped_token for key in keys)
 
 
 @pytest.fixture(scope="session")

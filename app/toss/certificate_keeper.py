@@ -33,7 +33,10 @@ class Pool(Protocol):
     """Connections that show one certificate."""
 
     async def prove(self) -> None:
-        """Complete a real request: TLS 1.3 tells of a refusal only at the first read. Raises: TossError."""
+        """Complete a real request at every host: TLS 1.3 tells of a refusal only at the first read.
+
+        Raises: TossError.
+        """
 
     async def aclose(self) -> None: ...
 

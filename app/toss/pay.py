@@ -179,7 +179,7 @@ def _wanted(charge: Charge) -> dict[str, Any]:
         "amountServiceFee": charge.amount_service_fee,
     }
     return {
-        **charge.options,  # first: no option takes the place of an amount
+        **charge.options,  # first: no option takes the place of what is said below, or by the caller
         "productDesc": charge.product_desc,
         "amount": charge.amount,
         "amountTaxFree": charge.amount_tax_free,
@@ -229,7 +229,7 @@ def _status(payload: Payload) -> Status:
 
 
 def _transactions(listed: object) -> Sequence[Transaction]:
-    """A step that says of no kind to be of tells nothing, and is left out."""
+    """A step of which it is not said whether it paid or refunded tells nothing, and is left out."""
     steps = [step for step in listed if isinstance(step, dict)] if isinstance(listed, list) else []
     return tuple(
         Transaction(

@@ -2,10 +2,12 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+import random
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +157,26 @@ def read(request: bytes) -> tuple[str, dict[str, str], Any]:
     line, *headers = head.decode("ascii").split("\r\n")
     named = {name.lower(): value for name, _, value in (header.partition(": ") for header in headers)}
     return line, named, json.loads(body) if body else None
+
+
+def rows_with_every_pair(switches: Mapping[str, Sequence[object]]) -> list[dict[str, object]]:
+    """Settings of all the sandbox's switches in which every two values of two switches meet somewhere."""
+    chance, rows = random.Random(20260901), []
+    missing = {
+        ((one, i), (two, j))
+        for one, two in combinations(switches, 2)
+        for i, j in product(range(len(switches[one])), range(len(switches[two])))
+    }
+
+    def met(row: dict[str, int]) -> set:
+        return {pair for pair in missing if all(row[name] == index for name, index in pair)}
+
+    while missing:
+        wanted = dict(min(missing))
+        tries = [
+            {name: chance.randrange(len(values)) for name, values in switches.items()} | wanted for _ in range(30)
+        ]
+        best = max(tries, key=lambda row: len(met(row)))
+        missing -= met(best)
+        rows.append({name: switches[name][index] for name, index in best.items()})
+    return rows

@@ -2,13 +2,11 @@
 
 import asyncio
 import base64
-import random
 import traceback
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import combinations, product
 
 import pytest
 from hypothesis import given
@@ -40,7 +38,7 @@ from app.toss.transport import Answer
 from sandbox.faults import ResultType
 from sandbox.miniapps import DEFAULT_APP
 from sandbox.switches import Switches
-from tests.toss.partners import Partner, partner_at, partner_over, read, saying, talking_to
+from tests.toss.partners import Partner, partner_at, partner_over, read, rows_with_every_pair, saying, talking_to
 
 CALLS = ["login_exchange", "login_refresh", "login_me", "unlink_token", "unlink_user", "anon_verify"]
 READS = ["login_me"]
@@ -243,31 +241,8 @@ SWITCHES: dict[str, list[object]] = {
 }
 
 
-def rows_with_every_pair() -> list[dict[str, object]]:
-    """Settings of all the switches in which every two values of two switches meet somewhere."""
-    chance, rows = random.Random(20260901), []
-    missing = {
-        ((one, i), (two, j))
-        for one, two in combinations(SWITCHES, 2)
-        for i, j in product(range(len(SWITCHES[one])), range(len(SWITCHES[two])))
-    }
-
-    def met(row: dict[str, int]) -> set:
-        return {pair for pair in missing if all(row[name] == index for name, index in pair)}
-
-    while missing:
-        wanted = dict(min(missing))
-        tries = [
-            {name: chance.randrange(len(values)) for name, values in SWITCHES.items()} | wanted for _ in range(30)
-        ]
-        best = max(tries, key=lambda row: len(met(row)))
-        missing -= met(best)
-        rows.append({name: SWITCHES[name][index] for name, index in best.items()})
-    return rows
-
-
 ALONE = [{name: value} for name, values in SWITCHES.items() for value in values[1:]]
-TOGETHER = rows_with_every_pair()
+TOGETHER = rows_with_every_pair(SWITCHES)
 
 
 def test_every_switch_of_the_partner_api_is_turned():
