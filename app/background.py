@@ -27,15 +27,15 @@ async def repeating(turn: Turn, work: Work, *, patience: timedelta = PATIENCE) -
         await asyncio.wait({task})
 
 
-def every(interval: timedelta) -> Turn:
-    """Roughly: never two replicas in step, however they were started."""
+def every(interval: timedelta, *, sleep: Callable[[float], Awaitable[object]] = asyncio.sleep) -> Turn:
+    """Roughly, so that replicas do not run in step, however they were started."""
     shortest, longest = 0.0, 1.0
 
     async def turn() -> None:
         nonlocal shortest, longest
         share = random.uniform(shortest, longest)  # noqa: S311 - jitter, not a secret
         shortest, longest = 0.8, 1.2
-        await asyncio.sleep(interval.total_seconds() * share)
+        await sleep(interval.total_seconds() * share)
 
     return turn
 

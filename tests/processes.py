@@ -124,6 +124,20 @@ class Server:
         self.end(signal.SIGKILL)
 
 
+async def command(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`python -m app`, as an operator runs it; what it does elsewhere goes on meanwhile."""
+    return await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-m", "app", *arguments],
+        env=environment_of(settings),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE * 2,
+    )
+
+
 @contextmanager
 def serving(settings: Settings, **environment: str) -> Iterator[Server]:
     server = Server(settings, **environment)

@@ -128,7 +128,7 @@ class Delivery:
         return Reconciled(delivered, not_delivered, await self._erase(self._clock() - self._retention))
 
     async def run(self) -> tuple[int, int]:
-        """Deliver what is due, oldest first, each event once; how many were taken and how many were not.
+        """Deliver what is due, oldest first; how many attempts were taken and how many were not.
 
         Raises: StorageUnavailable, when every attempt that was begun has ended.
         """
@@ -136,12 +136,11 @@ class Delivery:
         if receiver is None:
             return 0, 0
         results: list[bool] = []
-        is_due = Event.next_attempt_at <= self._clock()  # what fails now is not tried again in this run
         until = asyncio.get_running_loop().time() + self._run_for.total_seconds()
 
         async def work() -> None:
             while asyncio.get_running_loop().time() < until:
-                event = await self._attempt(receiver, is_due)
+                event = await self._attempt(receiver)
                 if event is None:
                     return
                 results.append(event.state == EventState.DELIVERED)
