@@ -18,7 +18,9 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+from sandbox.callbacks import CallbackKind
 from sandbox.crypto import write_secret
+from sandbox.purchases import PRODUCTS
 from sandbox.server import SandboxServer
 
 _HOST = "127.0.0.1"
@@ -34,16 +36,27 @@ def main() -> int:
     bff_port = options.bff_port if options.only else _free_port("the BFF", options.bff_port)
     bff_url = f"http://{_HOST}:{bff_port}"
     partner_port = _free_port("the partner API", options.partner_port)
+    pay_port = _free_port("Toss Pay", options.pay_port)
+    folder.mkdir(parents=True, exist_ok=True)
+    keys = _kept_keys(folder / "vault.json")
     server = SandboxServer(
-        folder, toss_port=toss_port, control_port=page_port, partner_port=partner_port, bff_url=bff_url
+        folder,
+        toss_port=toss_port,
+        control_port=page_port,
+        partner_port=partner_port,
+        pay_port=pay_port,
+        events_secret=_events_secret(keys),
+        bff_url=bff_url,
     )
     with _stop_signals() as stopped, server:
-        wiring = _bff_environment(server, folder, bff_port)
-        server.state.callbacks.configure(
-            server.app_name,
-            url=f"{bff_url}/callbacks/toss/login-unlink",
-            auth_value=wiring["BFF_CALLBACKS__LOGIN_UNLINK_AUTH"],
-        )
+        wiring = _bff_environment(server, folder, keys, bff_port)
+        for kind in CallbackKind:
+            server.state.callbacks.configure(
+                server.app_name,
+                kind=kind,
+                url=f"{bff_url}/callbacks/toss/{kind.value}",
+                auth_value=wiring[f"BFF_CALLBACKS__{kind.name}_AUTH"],
+            )
         if options.only:
             _print_exports(server, wiring)
             stopped.wait()
@@ -58,6 +71,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=9480, help="the page and the control API")
     parser.add_argument("--toss-port", type=int, default=9443, help="Toss, over TLS")
     parser.add_argument("--partner-port", type=int, default=9444, help="Toss's partner API, over mutual TLS")
+    parser.add_argument("--pay-port", type=int, default=9445, help="Toss Pay, over mutual TLS")
     bff_port = int(os.environ.get("BFF_SERVER__PORT", "8000"))
     parser.add_argument("--bff-port", type=int, default=bff_port, help="the BFF")
     parser.add_argument("--state-dir", type=Path, default=Path("var/sandbox"), help="keys and the BFF's database")
@@ -77,13 +91,13 @@ def _free_port(whose: str, wanted: int) -> int:
     raise SystemExit(f"No port is free for {whose}.")
 
 
-def _bff_environment(server: SandboxServer, folder: Path, bff_port: int) -> dict[str, str]:
-    keys = _vault_keys(folder / "vault.json")
+def _bff_environment(server: SandboxServer, folder: Path, keys: dict[str, str], bff_port: int) -> dict[str, str]:
     page_port = server.control_url.rpartition(":")[2]
     return {
         "BFF_ENVIRONMENT": "development",
         "BFF_SERVER__HOST": _HOST,
         "BFF_SERVER__PORT": str(bff_port),
+        "BFF_SERVER__RECONCILE_EVERY": "5",
         "BFF_DATABASE__URL": f"sqlite+aiosqlite:///{folder / 'bff.db'}",
         "BFF_VAULT__KEYS": json.dumps({"k1": keys["vault"]}),
         "BFF_VAULT__ACTIVE_KEY": "k1",
@@ -102,12 +116,37 @@ def _bff_environment(server: SandboxServer, folder: Path, bff_port: int) -> dict
         "BFF_NETWORK__APP_NAME": server.app_name,
         "BFF_NETWORK__CALLBACK_ALLOWLIST": json.dumps([f"{_HOST}/32"]),
         "BFF_CALLBACKS__LOGIN_UNLINK_AUTH": keys["callback"],
+        "BFF_CALLBACKS__IAP_SUBSCRIPTION_AUTH": keys["iap_callback"],
+        "BFF_CALLBACKS__PAYMENT_AUTH": keys["payment_callback"],
         "BFF_LOGIN__DECRYPTION_KEYS": json.dumps([server.decryption_key]),
         "BFF_LOGIN__AADS": json.dumps([server.aad]),
         "BFF_TOSS__API_URL": server.partner_url,
+        "BFF_TOSS__PAY_URL": server.pay_url,
         "BFF_TOSS__CA_FILE": str(server.ca_file),
         "BFF_TOSS__CERTIFICATE_FOLDER": str(_client_certificates(server, folder / "client-certificates")),
+        "BFF_PAY__MODE": "test",
+        "BFF_PAY__CATALOGUE_FILE": str(_catalogue(folder / "catalogue.json")),
+        "BFF_BILLING__ENABLED": "true",
+        "BFF_BILLING__API_URL": server.pay_url,
+        "BFF_PURCHASES__RENEWAL_CYCLES": json.dumps(
+            {product.sku: product.cycle for product in PRODUCTS if product.cycle is not None}
+        ),
+        "BFF_PURCHASES__REFUND_CHECK_EVERY": "10",
+        "BFF_EVENTS__URL": server.events_url,
+        "BFF_EVENTS__SECRETS": json.dumps([_events_secret(keys)]),
     }
+
+
+def _catalogue(path: Path) -> Path:
+    """What the mini-app sells; one that is there is somebody's."""
+    if not path.exists():
+        products = {
+            "americano": {"description": "아메리카노 1잔", "amount": 4500, "amountTaxFree": 0},
+            "beans": {"description": "원두 200g", "amount": 18000, "amountTaxFree": 0},
+            "book": {"description": "커피 책", "amount": 15000, "amountTaxFree": 15000},
+        }
+        path.write_text(json.dumps({"products": products}, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    return path
 
 
 def _client_certificates(server: SandboxServer, folder: Path) -> Path:
@@ -118,14 +157,18 @@ def _client_certificates(server: SandboxServer, folder: Path) -> Path:
     return folder
 
 
-def _vault_keys(path: Path) -> dict[str, str]:
+def _kept_keys(path: Path) -> dict[str, str]:
     """Kept, so that a database from an earlier run can still be read."""
     kept: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    names = ("vault", "hash", "callback")
+    names = ("vault", "hash", "callback", "iap_callback", "payment_callback", "events")
     if missing := {name: base64.b64encode(secrets.token_bytes(32)).decode() for name in names if name not in kept}:
         kept |= missing
         write_secret(path, json.dumps(kept).encode())
     return kept
+
+
+def _events_secret(keys: dict[str, str]) -> str:
+    return f"whsec_{keys['events']}"
 
 
 def _print_exports(server: SandboxServer, wiring: dict[str, str]) -> None:
@@ -135,7 +178,8 @@ def _print_exports(server: SandboxServer, wiring: dict[str, str]) -> None:
     print(f"# Page         {server.control_url}/")
     print(f"# Control API  {server.control_url}/control/state")
     print(f"# Toss         {server.toss_url}")
-    print(f"# Partner API  {server.partner_url}", flush=True)
+    print(f"# Partner API  {server.partner_url}")
+    print(f"# Toss Pay     {server.pay_url}", flush=True)
 
 
 def _run_bff(server: SandboxServer, environment: dict[str, str], stopped: threading.Event) -> int:
@@ -175,6 +219,7 @@ def _print_addresses(server: SandboxServer, bff_url: str) -> None:
     print(f"  Control API          {server.control_url}/control/state")
     print(f"  Toss (sandbox)       {server.toss_url}")
     print(f"  Partner API (mTLS)   {server.partner_url}")
+    print(f"  Toss Pay (mTLS)      {server.pay_url}")
     print("  Ctrl+C 로 끝내요 · ends it")
     print(flush=True)
 

@@ -12,7 +12,9 @@ from starlette.routing import Route
 from sandbox.client_certificates import ClientCertificate
 from sandbox.device import DeviceFace
 from sandbox.faults import CallName, FaultOrder
+from sandbox.money import MoneyFace
 from sandbox.orders import read, with_problems
+from sandbox.own_backend import OwnBackend
 from sandbox.state import SandboxState
 from sandbox.switches import Switches, WireModel
 
@@ -43,10 +45,17 @@ class Release(WireModel):
 
 class ControlFace:
     def __init__(
-        self, *, state: SandboxState, issue: Callable[..., ClientCertificate], config: dict[str, str]
+        self,
+        *,
+        state: SandboxState,
+        issue: Callable[..., ClientCertificate],
+        own_backend: OwnBackend,
+        config: dict[str, str],
     ) -> None:
         self._state = state
         self._device = DeviceFace(state=state, issue=issue)
+        self._money = MoneyFace(state)
+        self._own_backend = own_backend
         self._config = config
 
     def app(self) -> Starlette:
@@ -55,8 +64,10 @@ class ControlFace:
             Route("/control/config", self._show_config),
             Route("/control/state", self._show_state),
             Route("/control/personas", self._show_personas),
+            *self._own_backend.routes(),
         ]
-        routes += [Route(f"/control/{path}", handler) for path, handler in self._device.questions()]
+        questions = (*self._device.questions(), *self._money.questions())
+        routes += [Route(f"/control/{path}", handler) for path, handler in questions]
         for path, handler in (
             ("reset", self._reset),
             ("clock", self._move_clock),
@@ -69,6 +80,7 @@ class ControlFace:
             ("clients", self._add_client),
             ("tokens/revoke", self._revoke_tokens),
             *self._device.orders(),
+            *self._money.orders(),
         ):
             routes.append(Route(f"/control/{path}", with_problems(handler), methods=["POST"]))
         return Starlette(routes=routes)

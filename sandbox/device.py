@@ -76,6 +76,17 @@ class NewNotice(OfApp):
     referrer: str
 
 
+class NewRegistration(CallbackSettings):
+    app_name: str = Field(default=DEFAULT_APP, min_length=1)
+
+
+class AnyNotice(OfApp):
+    """Of any kind and with any body, so that it can be wrong."""
+
+    kind: CallbackKind
+    body: dict[str, Any]
+
+
 class Redelivery(WireModel):
     ids: list[int] | None = None
     kind: CallbackKind | None = None
@@ -107,7 +118,9 @@ class DeviceFace:
             ("login-tokens/revoke", self._revoke_tokens),
             ("budget", self._set_limit),
             ("callback", self._configure_callback),
+            ("callback/register", self._register_callback),
             ("callbacks", self._announce),
+            ("callbacks/send", self._send),
             ("callbacks/deliver", self._deliver),
             ("callbacks/console-test", self._console_test),
         ]
@@ -197,6 +210,13 @@ class DeviceFace:
         made = self._state.callbacks.configure(app_name, kind=kind, **changes)
         return JSONResponse(made.model_dump(mode="json", by_alias=True, exclude={"auth_value"}))
 
+    async def _register_callback(self, request: Request) -> Response:
+        """The console's step 4 of a product's registration (reference 14.2)."""
+        changes = (await read(request, NewRegistration)).model_dump(exclude_unset=True)
+        app_name = changes.pop("app_name", DEFAULT_APP)
+        delivery = await run_in_threadpool(self._state.callbacks.register, app_name, **changes)
+        return JSONResponse(shown(delivery))
+
     async def _show_callbacks(self, _request: Request) -> Response:
         return JSONResponse(self._state.callbacks.snapshot())
 
@@ -204,6 +224,13 @@ class DeviceFace:
         order = await read(request, NewNotice)
         notice, made = await run_in_threadpool(
             self._state.callbacks.announce, order.user_key, order.referrer, app_name=order.app_name
+        )
+        return JSONResponse({"id": notice.id, "deliveries": [shown(delivery) for delivery in made]})
+
+    async def _send(self, request: Request) -> Response:
+        order = await read(request, AnyNotice)
+        notice, made = await run_in_threadpool(
+            self._state.callbacks.send, order.kind, order.body, app_name=order.app_name
         )
         return JSONResponse({"id": notice.id, "deliveries": [shown(delivery) for delivery in made]})
 

@@ -1,7 +1,6 @@
 """The host of login: Toss login, anonymous keys, in-app purchase (reference of Apps in Toss, 6, 7 and 10)."""
 
 import base64
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -66,15 +65,9 @@ class LoginFace(PartnerFace):
         ]
 
     @override
-    def _subject(self, app_name: str, call: CallName, body: bytes) -> str | None:
-        if call is not CallName.IAP_STATUS:
-            return None
-        try:
-            fields = json.loads(body)
-        except (ValueError, RecursionError):
-            return None
-        order_id = fields.get("orderId") if isinstance(fields, dict) else None
-        return order_id if isinstance(order_id, str) else None
+    def _subject(self, app_name: str, call: CallName, fields: dict[str, Any]) -> str | None:
+        order_id = fields.get("orderId")
+        return order_id if call is CallName.IAP_STATUS and isinstance(order_id, str) else None
 
     def _exchange(self, app_name: str, request: Request, body: bytes) -> PartnerAnswer:
         fields = json_object(request, body)
@@ -192,9 +185,13 @@ class LoginFace(PartnerFace):
 
     @override
     def _token_rejected(self, call: CallName) -> PartnerAnswer:
-        if call is CallName.ANON_VERIFY:
-            return self._anon_refused("ordered")
-        return self._invalid_grant(call, "ordered")
+        match call:
+            case CallName.ANON_VERIFY:
+                return self._anon_refused("ordered")
+            case CallName.IAP_STATUS:
+                return super()._token_rejected(call)
+            case _:
+                return self._invalid_grant(call, "ordered")
 
     @override
     def _spoil_sealed(self, answer: PartnerAnswer, order: FaultOrder) -> None:

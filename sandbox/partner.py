@@ -103,16 +103,16 @@ class PartnerFace(Face[PartnerAnswer]):
         wait = self._state.budget.spend(app_name)
         if call is None or effect is None:
             return Response(status_code=404) if wait is None else self._sent(self._rate_limited(wait))
+        subject = self._subject(app_name, call, fields_in(body))
         if wait is not None:
             limited = self._rate_limited(wait)
-            with self._state.record(call, self._subject(app_name, call, body), app_name) as record:
+            with self._state.record(call, subject, app_name) as record:
                 self._state.settle(record, answer=limited.outcome, note=limited.note)
             return self._sent(limited)
         answering = partial(self._guarded, call, partial(effect, app_name, request, body))
-        subject = self._subject(app_name, call, body)
         return await self._taken(request, call, answering, subject=subject, app_name=app_name)
 
-    def _subject(self, app_name: str, call: CallName, body: bytes) -> str | None:  # noqa: ARG002
+    def _subject(self, app_name: str, call: CallName, fields: dict[str, Any]) -> str | None:  # noqa: ARG002
         """What a call of money is about; calls of other kinds are about nothing."""
         return None
 
@@ -303,6 +303,15 @@ def json_object(request: Request, body: bytes) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise InvalidFields("body", "is no JSON object")
     return fields
+
+
+def fields_in(body: bytes) -> dict[str, Any]:
+    """Of any body: what cannot be read has none."""
+    try:
+        fields = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return fields if isinstance(fields, dict) else {}
 
 
 def text(fields: dict[str, Any], name: str) -> str:

@@ -1,6 +1,5 @@
 """The host of Toss Pay: one-off and recurring payments (reference of Apps in Toss, 8 and 9)."""
 
-import json
 import re
 from typing import Any
 
@@ -50,13 +49,7 @@ class PayFace(PartnerFace):
         ]
 
     @override
-    def _subject(self, app_name: str, call: CallName, body: bytes) -> str | None:
-        try:
-            fields = json.loads(body)
-        except (ValueError, RecursionError):
-            return None
-        if not isinstance(fields, dict):
-            return None
+    def _subject(self, app_name: str, call: CallName, fields: dict[str, Any]) -> str | None:
         order_no, pay_token, key = (fields.get(name) for name in ("orderNo", "payToken", "wrappedToken"))
         if isinstance(order_no, str):
             return order_no
@@ -259,8 +252,8 @@ class PayFace(PartnerFace):
 
     @override
     def _ordered_failure(self, order: FaultOrder) -> tuple[int, dict[str, Any]]:
-        is_refusal = order.code is not None and not order.code.isdigit() and order.result_type is ResultType.FAIL
-        if self._state.switches.inner_failure and order.code is not None and is_refusal:
+        is_inner = self._state.switches.inner_failure and order.result_type is ResultType.FAIL
+        if is_inner and order.code is not None and not order.code.isdigit():
             return 200, self._success(self._inner_failure(order.code)).body
         return super()._ordered_failure(order)
 

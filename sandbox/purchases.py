@@ -46,6 +46,22 @@ class Cycle(StrEnum):
 _LENGTHS = {Cycle.WEEKLY: timedelta(7), Cycle.MONTHLY: timedelta(30), Cycle.YEARLY: timedelta(365)}
 
 
+@dataclass(frozen=True)
+class Product:
+    """One that the page sells. Orders may name any other sku as well."""
+
+    sku: str
+    name: str
+    price: str
+    cycle: Cycle | None = None
+
+
+PRODUCTS = (
+    Product("ait.0000010000.c0ffee.0001.1", "코인 100개", "1,100원"),
+    Product("ait.0000010000.c0ffee.0002.1", "월 정기권", "4,400원", Cycle.MONTHLY),
+)
+
+
 class SubscriptionStatus(StrEnum):
     ACTIVE = "ACTIVE"
     EXPIRED = "EXPIRED"

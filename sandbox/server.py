@@ -32,6 +32,7 @@ from sandbox.control import ControlFace
 from sandbox.crypto import kept_rsa_key, public_key_text, rsa_key_from_text
 from sandbox.login import LoginFace
 from sandbox.miniapps import DEFAULT_APP
+from sandbox.own_backend import EVENTS_PATH, OwnBackend
 from sandbox.pay import PayFace
 from sandbox.signature import SigningAuthority
 from sandbox.state import TEST_CLIENT_ID, TEST_CLIENT_SECRET, SandboxState
@@ -46,6 +47,7 @@ class SandboxServer:
     """Keys and certificates are kept in `folder` and made on first use.
 
     `app_name` is the mini-app whose decryption key and AAD this object shows; there may be more.
+    `events_secret` (`whsec_…`) is what `own_backend`, which stands in for the team's, verifies events with.
     `session_key` (PKCS#8, DER, Base64) saves making the RSA-4096 key. Port 0 means any free one.
     """
 
@@ -62,6 +64,7 @@ class SandboxServer:
         partner_port: int = 0,
         pay_port: int = 0,
         app_name: str = DEFAULT_APP,
+        events_secret: str | None = None,
         bff_url: str = "http://127.0.0.1:8000",
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -72,6 +75,7 @@ class SandboxServer:
         self.app_name = app_name
         self._client_authority = ClientAuthority(folder)
         self.client_ca_file = self._client_authority.ca_file
+        self.own_backend = OwnBackend(events_secret)
         self._bff_url = bff_url
         self._sockets = ExitStack()
 
@@ -101,6 +105,7 @@ class SandboxServer:
         self.partner_url = f"https://{_HOST}:{partner_port}"
         self.pay_url = f"https://{_HOST}:{pay_port}"
         self.control_url = f"http://{_HOST}:{control_port}"
+        self.events_url = f"{self.control_url}{EVENTS_PATH}"
         toss = TossFace(
             state=self.state,
             session_key=self._session_key,
@@ -111,6 +116,7 @@ class SandboxServer:
         control = ControlFace(
             state=self.state,
             issue=self.issue_client_certificate,
+            own_backend=self.own_backend,
             config={
                 "bffUrl": self._bff_url,
                 "tossUrl": self.toss_url,

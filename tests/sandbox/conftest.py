@@ -8,6 +8,7 @@ from tests.sandbox.client import CertClient
 from tests.sandbox.partner import PartnerClient, PayClient, partner_tls
 
 VECTORS = Path(__file__).parents[1] / "data" / "toss-cert.json"
+EVENTS_SECRET = "whsec_QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVoxMjM0NTY="
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +19,8 @@ def vectors():
 @pytest.fixture(scope="session")
 def running_sandbox(tmp_path_factory, vectors):
     key = vectors["keys"]["test_rsa_4096"]["pkcs8_der_base64"]
-    with SandboxServer(tmp_path_factory.mktemp("sandbox"), session_key=key) as server:
+    folder = tmp_path_factory.mktemp("sandbox")
+    with SandboxServer(folder, session_key=key, events_secret=EVENTS_SECRET) as server:
         yield server
 
 

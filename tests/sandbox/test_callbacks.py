@@ -2,6 +2,9 @@
 
 import base64
 import socket
+import threading
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx2
 import pytest
@@ -253,3 +256,106 @@ def test_all_of_it_over_the_control_api(sandbox, receiver):
             ("users/man/unlink", {"referrer": "X"}),
         ):
             assert control.post(path, json=body).status_code == 422
+
+
+# The other kinds
+
+
+def test_each_kind_has_settings_of_its_own(callbacks, receiver):
+    callbacks.configure(kind="iap-subscription", url=f"{receiver.url}/iap", auth_value="iap:value")
+    callbacks.send("iap-subscription", {"eventType": "x"})
+    callbacks.configure(kind="payment", url=f"{receiver.url}/payment", auth_value="pay:value", is_automatic=False)
+    callbacks.send("payment", {"orderNo": "o"})
+    callbacks.announce(7, "UNLINK")
+    sent = [request["headers"]["authorization"] for request in receiver.requests]
+    assert sent == ["Bearer iap:value", f"Basic {ENCODED}"]
+    assert callbacks.deliver(kind="login-unlink") == []
+    assert [delivery.status for delivery in callbacks.deliver(kind="payment")] == [200]
+    assert [request["path"].rpartition("/")[2] for request in receiver.requests] == [
+        "iap",
+        "login-unlink",
+        "payment",
+    ]
+    with pytest.raises(ValueError, match="not a valid CallbackKind"):
+        callbacks.send("nonsense", {})
+
+
+def test_notices_that_have_nowhere_to_go_wait(callbacks):
+    callbacks.send("iap-subscription", {"eventType": "x"})
+    callbacks.configure(is_automatic=False)
+    callbacks.announce(7, "UNLINK")
+    assert len(callbacks.deliver()) == 1
+    assert [notice.kind for notice in callbacks.waiting()] == ["iap-subscription"]
+
+
+@pytest.mark.parametrize(("status", "holds"), [(204, True), (401, False)])
+def test_an_address_holds_once_it_has_answered(sandbox, receiver, status, holds):
+    receiver.statuses = [status]
+    delivery = sandbox.state.callbacks.register(url=receiver.url, auth_value=VALUE, encoding="basic_base64")
+    assert (delivery.status, delivery.notice_id) == (status, None)
+    (request,) = receiver.requests
+    assert request["headers"]["authorization"] == f"Basic {ENCODED}"
+    assert request["json"]["eventType"] == "callback.registration_verification"
+    assert set(request["json"]) == {"eventType", "occurredAt"}
+    assert (sandbox.state.callbacks.settings(kind="iap-subscription").url == receiver.url) is holds
+    sandbox.state.reset()
+    with pytest.raises(NotPossible):
+        sandbox.state.callbacks.register()
+
+
+@pytest.mark.parametrize("fractions", [False, True])
+@pytest.mark.parametrize(("zone", "hours"), [("Asia/Seoul", 9), ("UTC", 0)])
+def test_times_name_no_zone(sandbox, receiver, zone, hours, fractions):
+    kind = "iap-subscription"
+    sandbox.state.callbacks.configure(kind=kind, url=receiver.url, zone=zone, fractions=fractions)
+    sandbox.state.clock.set(datetime(2026, 9, 1, 3, tzinfo=UTC))
+    order_id = sandbox.state.iap.buy_subscription("man", "sku")
+    sandbox.state.iap.transition(order_id, "RENEWED")
+    body = receiver.bodies()[0]
+    for text in (body["occurredAt"], body["subscription"]["current"]["expiresAt"]):
+        moment = datetime.fromisoformat(text)
+        assert (moment.tzinfo, moment.hour) == (None, 3 + hours)
+        assert ("." in text) is fractions
+
+
+def test_a_payment_is_told_of_only_where_an_address_is_set(pay, sandbox, receiver):
+    pay.paid("one")
+    assert sandbox.state.callbacks.waiting() == []
+    sandbox.state.callbacks.configure(kind="payment", url=receiver.url, auth_value=VALUE)
+    token = pay.paid("two")
+    sandbox.state.wait_until(lambda state: state.callbacks.deliveries())
+    (body,) = receiver.bodies()
+    facts = {"status": "PAY_COMPLETE", "payToken": token, "orderNo": "two", "amount": 4500, "paidAmount": 4500}
+    assert facts.items() <= body.items()
+    pay.refund(token)
+    assert (len(receiver.requests), sandbox.state.callbacks.waiting()) == (1, [])
+    sandbox.state.callbacks.configure(kind="payment", is_automatic=False)
+    pay.paid("three")
+    sandbox.state.callbacks.deliver(copies=2, reverse=True)
+    assert [body["orderNo"] for body in receiver.bodies()] == ["two", "three", "three"]
+
+
+def test_a_receiver_may_ask_toss_before_it_answers(pay, sandbox):
+    """Else the two would wait for each other."""
+    answers = []
+
+    class Asking(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            answers.append(success(pay.status(orderNo="order-1"))["payStatus"])
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Asking) as server:
+        serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        serving.start()
+        sandbox.state.callbacks.configure(kind="payment", url=f"http://127.0.0.1:{server.server_port}/")
+        pay.paid()
+        sandbox.state.wait_until(lambda state: state.callbacks.deliveries())
+        server.shutdown()
+        serving.join()
+    assert answers == ["PAY_COMPLETE"]
+    assert sandbox.state.callbacks.deliveries()[0].is_success

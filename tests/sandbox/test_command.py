@@ -1,6 +1,7 @@
 """`python -m sandbox`, as a newcomer runs it."""
 
 import base64
+import json
 import os
 import re
 import shlex
@@ -16,6 +17,7 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from sandbox.crypto import rsa_key_from_text
+from sandbox.purchases import PRODUCTS
 
 GIVE_UP_SECONDS = 60
 
@@ -58,7 +60,7 @@ def read_until(process, mark):
 
 def test_alone_it_prints_what_a_bff_needs_and_ends_when_asked(state_dir):
     with running(state_dir, "--only", "--port", "0") as process:
-        said = read_until(process, "# Toss ")
+        said = read_until(process, "# Toss Pay")
         exports = dict(re.findall(r"^export (\w+)=(.*)$", said, re.MULTILINE))
         page = re.search(r"# Page +(\S+)", said).group(1)
         assert "본인확인" in httpx2.get(page, trust_env=False).text
@@ -68,20 +70,38 @@ def test_alone_it_prints_what_a_bff_needs_and_ends_when_asked(state_dir):
     assert exports["BFF_CERT__CLIENT_ID"].startswith("test_")
     assert (state_dir / "tls-ca.pem").samefile(shlex.split(exports["BFF_CERT__CA_FILE"])[0])
     assert len(base64.b64decode(exports["BFF_VAULT__HASH_KEY"])) == 32
+    exports = {name: shlex.split(value)[0] for name, value in exports.items()}
+    assert exports["BFF_TOSS__PAY_URL"] == exports["BFF_BILLING__API_URL"] != exports["BFF_TOSS__API_URL"]
+    assert exports["BFF_EVENTS__URL"] == f"{page}partner/events"
+    assert exports["BFF_CALLBACKS__PAYMENT_AUTH"] != exports["BFF_CALLBACKS__IAP_SUBSCRIPTION_AUTH"]
+    assert set(json.loads(exports["BFF_PURCHASES__RENEWAL_CYCLES"]).values()) == {"MONTHLY"}
+
+
+def test_what_is_kept_outlives_a_restart(state_dir):
+    own = '{"products": {}}'
+    (state_dir / "catalogue.json").write_text(own, encoding="utf-8")
+    said = []
+    for _ in range(2):
+        with running(state_dir, "--only", "--port", "0") as process:
+            said.append(read_until(process, "# Toss Pay"))
+    for name in ("BFF_EVENTS__SECRETS", "BFF_CALLBACKS__PAYMENT_AUTH", "BFF_VAULT__KEYS"):
+        first, second = (re.search(rf"^export {name}=(.*)$", each, re.MULTILINE).group(1) for each in said)
+        assert first == second
+    assert (state_dir / "catalogue.json").read_text(encoding="utf-8") == own
 
 
 def test_a_busy_port_is_said_and_replaced(state_dir):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with running(state_dir, "--only", "--port", str(port)) as process:
-            said = read_until(process, "# Toss ")
+            said = read_until(process, "# Toss Pay")
     assert f"Port {port} for the page is busy" in said
     assert f"http://127.0.0.1:{port}/" not in said
 
 
 def test_secrets_on_disk_are_for_the_owner_only(state_dir):
     with running(state_dir, "--only", "--port", "0") as process:
-        read_until(process, "# Toss ")
+        read_until(process, "# Toss Pay")
     for name in ("signing-ca.key", "tls-ca.key", "client-ca.key", "vault.json"):
         assert (state_dir / name).stat().st_mode & 0o077 == 0
 
@@ -108,6 +128,43 @@ def test_a_newcomer_gets_verified_through_the_bff(state_dir):
         process.send_signal(signal.SIGINT)
         process.communicate()
         assert process.returncode == 0
+
+
+def test_a_newcomer_sells_and_the_team_is_told(state_dir):
+    """What the page does, without a browser: pay, buy, subscribe, and see what the team's backend received."""
+    with running(state_dir, "--port", "0", "--bff-port", "0") as process:
+        said = read_until(process, "Ctrl+C")
+        page = re.search(r"Open +(\S+)/", said).group(1)
+        bff = re.search(r"(\S+)/docs", said).group(1)
+        with httpx2.Client(trust_env=False, timeout=10, headers={"Origin": page}) as client:
+
+            def control(path, **body):
+                return client.post(f"{page}/control/{path}", json=body).json()
+
+            handed = control("users/man/login")
+            del handed["askedForConsent"]
+            session = client.post(f"{bff}/api/v1/login", json=handed).json()["sessionToken"]
+            client.headers["Authorization"] = f"Bearer {session}"
+            begun = client.post(f"{bff}/api/v1/payments", json={"productId": "americano"}).json()
+            control(f"pay/{begun['payToken']}/authenticate")
+            paid = client.post(f"{bff}/api/v1/payments/{begun['orderNo']}/execute").json()
+            assert (paid["state"], paid["amount"]) == ("PAID", 4500)
+            for kind, sku in (("orders", PRODUCTS[0].sku), ("subscriptions", PRODUCTS[1].sku)):
+                order_id = control(f"iap/{kind}", user="man", sku=sku)["orderId"]
+                assert client.post(f"{bff}/api/v1/purchases/{order_id}/grant").json()["state"] == "GRANTED"
+            (delivery,) = control(f"iap/{order_id}/transition", reason="CREATED")["deliveries"]
+            assert delivery["status"] == 200
+            owned = client.get(f"{bff}/api/v1/entitlements").json()["entitlements"]
+            assert {each["sku"] for each in owned} == {product.sku for product in PRODUCTS}
+            expected = ["payment.paid", "purchase.granted", "purchase.granted", "subscription.changed"]
+            assert sorted(each["type"] for each in told(client, page, len(expected))) == expected
+
+
+def told(client, page, count):
+    """Events come by themselves; the watchdog of `running` ends the wait for one that does not."""
+    while len(events := client.get(f"{page}/partner/events").json()) < count:
+        pass
+    return [each["event"] for each in events]
 
 
 def test_it_ends_with_a_reason_when_the_bff_cannot_start(state_dir):

@@ -5,6 +5,7 @@ import re
 import httpx2
 import pytest
 
+from sandbox.purchases import ChangeReason
 from tests.sandbox.client import code
 
 
@@ -118,8 +119,26 @@ def test_the_page_and_where_its_bff_is(control, sandbox):
     assert config["controlUrl"] == sandbox.control_url
 
 
-def test_the_page_hides_login_until_the_bff_offers_it(control):
+@pytest.mark.parametrize("card", ["login", "pay", "iap", "events"])
+def test_the_page_hides_what_the_bff_does_not_offer(control, card):
     page = control.get("/").text
-    assert re.search(r'<section [^>]*id="login-card"[^>]* hidden>', page)
-    for route in ("/openapi.json", "/api/v1/login", "/api/v1/me"):
+    assert re.search(rf'<section [^>]*id="{card}-card"[^>]* hidden>', page)
+    for route in ("/openapi.json", "/api/v1/login", "/api/v1/me", "/api/v1/payments", "/api/v1/entitlements"):
         assert route in page
+
+
+def test_the_page_uses_only_elements_that_it_has(control):
+    page = control.get("/").text
+    ids = re.findall(r' id="([^"]+)"', page)
+    actions = re.findall(r'^  "([a-z-]+)":', page, re.MULTILINE)
+    used = {*re.findall(r'\$\("([^"]+)"\)', page), *actions}
+    assert len(ids) == len(set(ids))
+    assert {"pay-begin", "iap-buy", "sheet"} < used <= set(ids)
+
+
+def test_the_page_knows_every_reason_and_product(control):
+    page = control.get("/").text
+    assert all(f'"{reason}"' in page for reason in ChangeReason)
+    products = control.get("/control/iap/products").json()
+    assert [product["type"] for product in products] == ["CONSUMABLE", "SUBSCRIPTION"]
+    assert [product["renewalCycle"] for product in products] == [None, "MONTHLY"]

@@ -187,6 +187,14 @@ def test_cancelled_and_expired_payments(pay, sandbox, end, is_approved):
         sandbox.state.pay.authenticate(token)
 
 
+def test_the_life_of_payments_and_keys(pay, sandbox):
+    sandbox.state.set_switches(payment_life_seconds=5)
+    token, key = pay.approved(), success(pay.create_key())["wrappedToken"]
+    sandbox.state.clock.advance(6)
+    assert state_of(pay, token)[0] == "PAY_CANCEL"
+    assert success(pay.key_status(key))["status"] == "FAIL"
+
+
 def test_paid_payments_live_on(pay, sandbox):
     token = pay.paid()
     sandbox.state.clock.advance(10_000)
