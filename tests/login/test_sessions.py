@@ -322,6 +322,6 @@ async def test_by_what_toss_knows_a_user(bff):
     assert member.user_key == bff.sandbox.state.mini_apps.user_key("man")
     anonymous = await service.user((await bff.log_in_anonymously()).user_id)
     assert service.toss_user_of(anonymous).anon_key == bff.sandbox.state.mini_apps.anon_key("man")
-    assert await service.end_link(await service.user(login.user_id))
+    assert await service.end_link(await service.user(login.user_id), cause="UNLINK")
     with pytest.raises(SessionRequired):
         service.toss_user_of(await service.user(login.user_id))
