@@ -6,14 +6,13 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import structlog
 
 from app.callbacks.inbox import Inbox, unlinking
 from app.callbacks.tables import CallbackName
-from app.cert.outcome import KOREA
 from app.cert.service import CertService, Checkpoint, Rules
 from app.database import Database, LateWrites
 from app.departure import Departure
@@ -60,7 +59,8 @@ from app.vault import Vault
 
 Clock = Callable[[], datetime]
 
-ZONES = {"Asia/Seoul": KOREA, "UTC": UTC}
+ZONES = {"Asia/Seoul": timezone(timedelta(hours=9)), "UTC": UTC}
+"""Korea has had no summer time since 1988; images without a time zone database know it all the same."""
 
 
 def utc_now() -> datetime:
