@@ -13,6 +13,7 @@ from tests.callbacks.conftest import with_callbacks
 from tests.callbacks.toss import AUTHORIZED, VALUE, call, only_notice
 from tests.conftest import settings_for
 from tests.processes import serving
+from tests.purchases.shop import SKU, grant, store
 from tests.scenarios import Bff
 
 EXCLUDED = {
@@ -26,18 +27,25 @@ EXCLUDED = {
 
 @pytest.fixture
 def served(embedded, sandbox):
-    """A real server, one finished verification, one notice, and the credentials of every door."""
-    settings = with_callbacks(settings_for(embedded, sandbox), consent_withdrawal_auth=VALUE)
+    """A real server, one finished verification, one notice, one purchase, and the credentials of every door."""
+    names = ("consent_withdrawal_auth", "iap_subscription_auth", "payment_auth")
+    settings = with_callbacks(settings_for(embedded, sandbox), **dict.fromkeys(names, VALUE))
 
     async def prepare():
         async with Bff.running(settings, sandbox) as bff:
             await call(bff)
-            return await bff.completed(), await only_notice(bff), await bff.server_key(*Scope)
+            order_id = store(bff).buy("man", SKU)
+            assert (await grant(bff, await bff.log_in(), order_id)).status_code == 200
+            return await bff.completed(), await only_notice(bff), order_id, await bff.server_key(*Scope)
 
-    verification, notice, key = asyncio.run(prepare())
+    verification, notice, order_id, key = asyncio.run(prepare())
     credentials = {"^/api": verification.headers, "^/server": key, "^/callbacks": AUTHORIZED, "(z|metrics)$": {}}
     with serving(settings) as server:
-        yield server.url, {"txId": verification.tx_id, "noticeId": notice.notice_id}, credentials
+        yield (
+            server.url,
+            {"txId": verification.tx_id, "noticeId": notice.notice_id, "orderId": order_id},
+            credentials,
+        )
 
 
 @pytest.mark.parametrize(

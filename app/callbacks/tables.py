@@ -129,13 +129,11 @@ async def close(session: AsyncSession, notice: Notice, *, outcome: str, now: dat
 
 async def forget(session: AsyncSession, notice: Notice) -> None:
     """What was said of this person, in this notice and in others that are done with."""
+    which = Notice.notice_id == notice.notice_id
+    if notice.subject_hash is not None:  # else it would be all that name nobody
+        which |= Notice.subject_hash == notice.subject_hash
     await session.execute(
-        update(Notice)
-        .where(
-            (Notice.notice_id == notice.notice_id) | (Notice.subject_hash == notice.subject_hash),
-            Notice.state != NoticeState.OPEN,
-        )
-        .values(content=None, subject_hash=None)
+        update(Notice).where(which, Notice.state != NoticeState.OPEN).values(content=None, subject_hash=None)
     )
 
 

@@ -53,8 +53,8 @@ from app.toss.iap import IapApi, OrderStatus, instant_of
 from app.toss.partner import TossUser
 from app.upstream import ASK_AGAIN
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.35, 3.0
-"""Seconds between questions while Toss does not show an order as paid; each is half as long again (10.1)."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.35, 5.0
+"""Seconds between questions while Toss does not show an order as paid; each pause is twice the one before."""
 CHECK_RETRY = timedelta(minutes=10)
 """After a question to Toss that failed."""
 BATCH = 200
@@ -112,7 +112,6 @@ class NoticeOutcome(StrEnum):
     """Applied, and nobody has been granted this order yet."""
     STALE = "STALE"
     """Something newer, or the same, is known."""
-    UNREADABLE = "UNREADABLE"
 
 
 @dataclass(frozen=True)
@@ -214,7 +213,7 @@ class PurchaseService:
                     if left <= 0:
                         raise PurchaseNotReady(retry_after=ASK_AGAIN)
                     await self._sleep(min(pause, left))
-                    pause = min(pause * 1.5, LONGEST_PAUSE)
+                    pause = min(pause * 2, LONGEST_PAUSE)
 
     async def _ask(self, order_id: str, user: TossUser | None, *, lane: Lane = Lane.INTERACTIVE) -> OrderStatus:
         if self._api is None:
@@ -341,8 +340,6 @@ class PurchaseService:
         Raises: StorageUnavailable.
         """
         change = Change.of(content, self._rules.zone)
-        if change is None:
-            return NoticeOutcome.UNREADABLE
         now = self._clock()
         async with self._database.transaction() as session:
             await lock_order(session, change.order_id, is_sqlite=self._database.is_sqlite)
@@ -449,11 +446,12 @@ class PurchaseService:
 
     async def _erase(self, before: datetime) -> int:
         async with self._database.transaction() as session:
+            await session.execute(delete(Subscription).where(Subscription.changed_at < before))
+            is_followed = select(Subscription).where(Subscription.order_id == Purchase.order_id).exists()
             erased = await session.scalars(
-                delete(Purchase).where(Purchase.changed_at < before).returning(Purchase.order_id)
+                delete(Purchase).where(Purchase.changed_at < before, ~is_followed).returning(Purchase.order_id)
             )
             count = len(erased.all())
-            await session.execute(delete(Subscription).where(Subscription.changed_at < before))
         if count:
             await self._database.forget()
         return count

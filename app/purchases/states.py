@@ -71,11 +71,11 @@ class Change:
     occurred_at: datetime
 
     @classmethod
-    def of(cls, content: Mapping[str, Any], zone: tzinfo) -> Self | None:
-        """From the content of a notice; None when its time cannot be read."""
+    def of(cls, content: Mapping[str, Any], zone: tzinfo) -> Self:
+        """From the content of a notice, as the door has read it."""
         occurred_at = instant_of(content["occurredAt"], zone)
         if occurred_at is None:
-            return None
+            raise ValueError("a notice without a time")
         return cls(
             order_id=content["orderId"],
             sku=content["sku"],

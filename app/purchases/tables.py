@@ -116,7 +116,6 @@ async def claim_check(
         update(Purchase)
         .where(
             Purchase.order_id == purchase.order_id,
-            Purchase.state == PurchaseState.GRANTED,
             Purchase.next_check_at == purchase.next_check_at,
         )
         .values(next_check_at=next_check_at, checked_at=now)

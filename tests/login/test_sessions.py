@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 import pytest
 from sqlalchemy import update
 
+from app.errors import SessionRequired
 from app.login.tables import LoginSession, User
 from sandbox.personas import personas
 from tests.login.store import everything, rows, sessions, users
@@ -313,3 +314,14 @@ async def test_one_kind_of_token_does_not_serve_as_another(bff):
     path = f"/api/v1/cert/requests/{verification.tx_id}/status"
     for headers in (login.headers, key):
         assert_problem(await bff.http.get(path, headers=headers), 404, "verification_not_found")
+
+
+async def test_by_what_toss_knows_a_user(bff):
+    login, service = await bff.log_in(), bff.resources.login
+    member = service.toss_user_of(await service.user(login.user_id))
+    assert member.user_key == bff.sandbox.state.mini_apps.user_key("man")
+    anonymous = await service.user((await bff.log_in_anonymously()).user_id)
+    assert service.toss_user_of(anonymous).anon_key == bff.sandbox.state.mini_apps.anon_key("man")
+    assert await service.end_link(await service.user(login.user_id), cause="UNLINK")
+    with pytest.raises(SessionRequired):
+        service.toss_user_of(await service.user(login.user_id))

@@ -6,6 +6,8 @@ from datetime import timedelta
 
 import pytest
 
+from app.main import rate_limits
+from app.settings import LimitSettings
 from app.toss.governor import Lane
 from sandbox.purchases import Shown
 from tests.conftest import settings_for, without_callbacks
@@ -109,7 +111,7 @@ async def test_what_toss_does_not_show_yet_is_waited_for(bff, patience, word):
     order_id = store(bff).buy("man", SKU, shown=word, shown_asks=4)
     assert (await grant(bff, login, order_id)).status_code == 200
     assert bff.sandbox.state.count("iap_status") == 5
-    assert patience.waited == pytest.approx(0.35 + 0.525 + 0.7875 + 1.18125)
+    assert patience.waited == pytest.approx(0.35 + 0.7 + 1.4 + 2.8)
 
 
 async def test_the_delay_is_waited_for_in_toss_s_time(bff, patience):
@@ -127,7 +129,7 @@ async def test_after_the_wait_it_is_not_ready_and_nothing_is_bound(bff, patience
     problem = assert_problem(answer, 409, "purchase_not_ready")
     assert (problem["retryable"], answer.headers["retry-after"]) == (True, "2")
     assert patience.waited == pytest.approx(15)
-    assert bff.sandbox.state.count("iap_status") <= 12
+    assert bff.sandbox.state.count("iap_status") == 7
     assert (await purchases(bff), await events(bff)) == ([], [])
     assert_problem(await shown(bff, login, order_id), 404, "purchase_not_found")
     later(bff, hours=1)
@@ -433,3 +435,26 @@ async def test_a_grant_counts_as_a_start(settings, sandbox):
         assert (await grant(bff, login, order_id)).status_code == 200
         assert_problem(await grant(bff, login, order_id), 429, "too_many_requests")
         assert (await shown(bff, login, order_id)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "is_start"),
+    [
+        ("purchases/an-order/grant", True),
+        ("payments", True),
+        ("payments/an-order/execute", True),
+        ("billing-keys", True),
+        ("login", True),
+        ("login/anonymous", True),
+        ("cert/requests", True),
+        ("purchases/an-order", False),
+        ("purchases/an/order/grant", False),
+        ("payments/an-order", False),
+        ("logout", False),
+        ("cert/requests/a/status", False),
+    ],
+)
+def test_what_costs_a_call_to_toss_is_limited_more_tightly(path, is_start):
+    _, starts = rate_limits(LimitSettings())
+    assert starts.applies_to("POST", f"/api/v1/{path}") is is_start
+    assert not starts.applies_to("GET", f"/api/v1/{path}")
