@@ -25,7 +25,7 @@ from app.login.sessions import Sessions
 from app.login.tokens import UserTokens
 from app.metrics import ClientCertificateReading, Metrics
 from app.payments.billing import BillingService
-from app.payments.catalogue import Catalogue
+from app.payments.catalogue import Catalogue, CatalogueFault
 from app.payments.ledger import Ledger
 from app.payments.orders import Orders
 from app.payments.service import PaymentService
@@ -92,6 +92,7 @@ class Resources:
     writes: LateWrites
     cert: CertService
     login: LoginService
+    catalogue: Catalogue
     payments: PaymentService
     orders: Orders
     billing: BillingService
@@ -274,6 +275,7 @@ async def open_resources(
             writes=writes,
             cert=service,
             login=login,
+            catalogue=catalogue,
             payments=payments,
             orders=orders,
             billing=billing,
@@ -318,6 +320,8 @@ def _noting(variable: str, faults: list[str]) -> Iterator[None]:
     """Turn what cannot be used into a fault that names the variable and shows no value."""
     try:
         yield
+    except CatalogueFault as fault:
+        faults.append(f"{variable}: {fault}")
     except ssl.SSLError:
         faults.append(f"{variable}: holds no usable certificate")
     except OSError as error:

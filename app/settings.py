@@ -346,6 +346,10 @@ class TossSettings(Group):
     """A call in all, waiting for a connection included."""
     pool_size: int = Field(20, ge=1, le=100)
 
+    @property
+    def has_certificate(self) -> bool:
+        return any((self.certificate_folder, self.certificate_file, self.certificate_pem))
+
 
 class BudgetSettings(Group):
     """What Toss grants this mini-app in a minute, and how it is cut (decision 0012)."""
@@ -630,6 +634,10 @@ class Settings(BaseSettings):
                 )
             ),
             ("BFF_PAY__MODE: test payments are not for production", self.pay.mode == "test"),
+            (
+                "BFF_PAY__MODE: needs a client certificate (BFF_TOSS__CERTIFICATE_FOLDER, _FILE or _PEM)",
+                self.pay.mode is not None and not self.toss.has_certificate,
+            ),
             *(
                 (
                     "BFF_EVENTS__SECRETS: a placeholder, not a random secret",

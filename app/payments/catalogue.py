@@ -107,6 +107,10 @@ class Catalogue:
             self._stamp = _stamp(path)
             self._products = self._parsed(path)
 
+    def __len__(self) -> int:
+        self._look()
+        return len(self._products)
+
     def product(self, product_id: str) -> ChargeFields | None:
         self._look()
         return self._products.get(product_id)

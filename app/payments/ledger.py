@@ -385,6 +385,8 @@ class Ledger:
         payment.next_check_at = now + FIRST_CHECK[to] if to in OPEN else None
         if to in OVER:
             payment.open_key = None
+        if to in (PaymentState.PENDING, PaymentState.REFUNDING):
+            payment.toss_code = None  # what was refused before is asked for anew
         if to is PaymentState.PAID:
             payment.paid_at = payment.paid_at or now
         if to is PaymentState.REFUNDED:

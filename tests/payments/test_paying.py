@@ -45,8 +45,10 @@ async def test_not_authenticated(shop):
     payment = await shop.begun()
     assert_problem(await shop.execute(payment), 409, "payment_not_approved")
     assert await shop.state(payment) == "READY"
+    assert (await shop.look(payment)).json()["tossCode"] == "EXECUTE_PAY_NOT_APPROVED"
     shop.authenticate(payment)
-    assert (await shop.execute(payment)).json()["state"] == "PAID"
+    answer = (await shop.execute(payment)).json()
+    assert (answer["state"], answer["tossCode"]) == ("PAID", None)
 
 
 async def test_cancelled_in_the_sheet(shop):
