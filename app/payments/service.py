@@ -356,7 +356,7 @@ class PaymentService:
             return payment
         await self._checkpoint("refund_claimed")
         try:
-            return await self._send_refund(claimed, lane=Lane.INTERACTIVE)
+            return as_it_is(await self._send_refund(claimed, lane=Lane.INTERACTIVE))
         except NotSent as error:
             untouched = Verdict(PaymentState.PAID, is_certain=True)
             await self.ledger.settle(order_no, untouched, cause="not_sent", version=claimed.version)
