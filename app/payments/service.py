@@ -269,8 +269,7 @@ class PaymentService:
             order_no, verdict, cause=cause, version=version, actor=actor, may_release=actor is not None
         )
         if payment.is_in(PaymentState.READY) and self._is_old(payment):
-            abandoned = Verdict(PaymentState.CANCELED, is_certain=True)
-            return await self.ledger.settle(order_no, abandoned, cause="abandoned", version=payment.version)
+            return await self._abandon(payment)
         if payment.is_in(PaymentState.REFUNDING) and verdict.state is PaymentState.PAID:
             return await self._refund_again(payment, lane=lane)
         return payment
@@ -282,8 +281,14 @@ class PaymentService:
         lost = Verdict(PaymentState.CANCELED, is_certain=True)
         return await self.ledger.settle(payment.order_no, lost, cause="lost", version=payment.version)
 
+    async def _abandon(self, payment: Payment) -> Payment:
+        abandoned = Verdict(PaymentState.CANCELED, is_certain=True)
+        return await self.ledger.settle(payment.order_no, abandoned, cause="abandoned", version=payment.version)
+
     async def _stuck(self, payment: Payment) -> Payment:
         """Toss says nothing that decides. A charge of which nothing can be learnt is for a person after a while."""
+        if payment.is_in(PaymentState.READY) and self._is_old(payment):
+            return await self._abandon(payment)
         if payment.is_in(PaymentState.PENDING) and payment.pay_token is None and self._is_old(payment):
             unknown = Verdict(PaymentState.HELD, hold_reason="outcome_unknown")
             return await self.ledger.settle(payment.order_no, unknown, cause="stuck", version=payment.version)
