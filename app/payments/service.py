@@ -259,9 +259,12 @@ class PaymentService:
         try:
             verdict = await self._verdict(payment, lane=lane)
         except TossError as error:
-            if not is_unknown_payment(error):
+            if is_unknown_payment(error):
+                verdict = self._of_unknown(payment)
+            elif is_clear_no(error) and self._is_stuck(payment):
+                verdict = None
+            else:
                 raise pay_error(error) from error
-            verdict = self._of_unknown(payment)
         if verdict is None:
             return await self._stuck(payment)
         version = payment.version
@@ -287,12 +290,16 @@ class PaymentService:
 
     async def _stuck(self, payment: Payment) -> Payment:
         """Toss says nothing that decides. A charge of which nothing can be learnt is for a person after a while."""
-        if payment.is_in(PaymentState.READY) and self._is_old(payment):
+        if not self._is_stuck(payment):
+            return payment
+        if payment.is_in(PaymentState.READY):
             return await self._abandon(payment)
-        if payment.is_in(PaymentState.PENDING) and payment.pay_token is None and self._is_old(payment):
-            unknown = Verdict(PaymentState.HELD, hold_reason="outcome_unknown")
-            return await self.ledger.settle(payment.order_no, unknown, cause="stuck", version=payment.version)
-        return payment
+        unknown = Verdict(PaymentState.HELD, hold_reason="outcome_unknown")
+        return await self.ledger.settle(payment.order_no, unknown, cause="stuck", version=payment.version)
+
+    def _is_stuck(self, payment: Payment) -> bool:
+        is_lost_charge = payment.is_in(PaymentState.PENDING) and payment.pay_token is None
+        return self._is_old(payment) and (is_lost_charge or payment.is_in(PaymentState.READY))
 
     def _is_old(self, payment: Payment) -> bool:
         return self._clock() >= payment.created_at + self._rules.abandon_after

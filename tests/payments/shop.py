@@ -175,5 +175,5 @@ class Shop:
         """Types of what the partner is told of it, the oldest first."""
         assert self.bff.resources is not None
         async with self.bff.resources.database.transaction() as session:
-            query = select(Event.type).where(Event.subject == payment["orderNo"]).order_by(Event.event_id)
+            query = select(Event.type).where(Event.subject == payment["orderNo"]).order_by(Event.position)
             return list((await session.scalars(query)).all())
