@@ -388,6 +388,20 @@ async def test_never_sent_it_may_be_repeated_with_the_same_key(embedded, sandbox
         assert charges(shop) == 2  # the first of which Toss turned away at its door
 
 
+async def test_never_sent_and_cancelled_it_is_not_charged(embedded, sandbox):
+    settings = settings_for(embedded, sandbox)
+    async with Bff.running(settings, sandbox) as bff:
+        shop = await Shop.opened(bff)
+        key = await shop.active_key()
+        await never_sent(shop, key)
+        order_id = (await shop.only_payment())["orderId"]
+        assert (await shop.cancel(order_id)).status_code == 204
+    async with Bff.running(settings, sandbox) as bff:
+        shop = Shop(bff, shop.login, shop.partner)
+        assert_problem(await shop.charge(key), 409, "order_not_payable")
+        assert charges(shop) == 1
+
+
 # --- Off ---------------------------------------------------------------------------------------------------
 
 
