@@ -19,6 +19,7 @@ from app.errors import (
     AppError,
     BillingKeyNotActive,
     BillingKeyNotFound,
+    OrderNotPayable,
     ProductNotFound,
     SealedDataUnreadable,
     TossNotConfigured,
@@ -258,7 +259,8 @@ class BillingService:
         """Charge a key: PAID, or PENDING while nobody knows. The same idempotency key is the same charge.
 
         Raises: BillingKeyNotFound, BillingKeyNotActive, IdempotencyKeyReused, PaymentRefused, PaymentEnded,
-        PaymentHeld, TossNotConfigured, and what a call raises that was never sent; the latter may be repeated.
+        PaymentHeld, TossNotConfigured, and what a call raises that was never sent; the latter may be repeated until
+        its order is cancelled: OrderNotPayable.
         """
         billing = self._api()
         key = await self.get(billing_key_id)
@@ -313,10 +315,13 @@ class BillingService:
             return *known, False
         try:
             async with self._database.transaction() as session:
-                order = known[0] if known is not None else None
-                if order is None:
+                if known is None:
                     order = self._orders.add_in(session, request, idempotency_key=idempotency_key, actor=actor)
                     await session.flush()
+                else:
+                    order = await session.get_one(Order, known[0].order_id, with_for_update=True)
+                    if order.canceled_at is not None:
+                        raise OrderNotPayable
                 payment = self._ledger.charge_in(
                     session, payer, order, billing_key_id=key.billing_key_id, actor=actor
                 )

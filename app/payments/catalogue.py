@@ -118,9 +118,10 @@ class Catalogue:
     def _look(self) -> None:
         if self._path is None:
             return
+        before = self._stamp
         try:
             stamp = _stamp(self._path)
-            if stamp == self._stamp:
+            if stamp == before:
                 return
             # Taken before reading: a file that changes meanwhile is read again at the next question.
             self._stamp = stamp
@@ -128,7 +129,7 @@ class Catalogue:
         except CatalogueFault as fault:
             self._log.error("catalogue_unusable", why=str(fault))
         except OSError as error:
-            if self._stamp != UNREADABLE:  # said once, not at every question
+            if before != UNREADABLE:  # said once, not at every question
                 self._log.error("catalogue_unusable", why=type(error).__name__)
             self._stamp = UNREADABLE
         else:
@@ -139,12 +140,20 @@ class Catalogue:
         if len(content) > MAX_FILE_BYTES:
             raise CatalogueFault("too large")
         try:
-            return _File.model_validate(json.loads(content)).products
+            return _File.model_validate(json.loads(content, object_pairs_hook=_once_each)).products
         except ValidationError as error:
             places = sorted({".".join(map(str, fault["loc"])) for fault in error.errors(include_input=False)})
             raise CatalogueFault(f"bad values at: {', '.join(places[:10])}") from None
         except (ValueError, RecursionError):
             raise CatalogueFault("is not JSON") from None
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """JSON lets the last of two win: a product would cost what nobody meant."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise CatalogueFault("a name comes twice")
+    return fields
 
 
 def _stamp(path: Path) -> tuple[int, ...]:

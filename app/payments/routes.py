@@ -261,6 +261,7 @@ async def list_billing_keys(user_id: UserId, billing: BillingDep, _partner: Bill
         *NOT_PAID,
         IdempotencyKeyRequired,
         IdempotencyKeyReused,
+        OrderNotPayable,
         BillingKeyNotFound,
         BillingKeyNotActive,
     )

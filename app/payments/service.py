@@ -259,9 +259,12 @@ class PaymentService:
         try:
             verdict = await self._verdict(payment, lane=lane)
         except TossError as error:
-            if not is_unknown_payment(error):
+            if is_unknown_payment(error):
+                verdict = self._of_unknown(payment)
+            elif is_clear_no(error) and self._is_stuck(payment):
+                verdict = None
+            else:
                 raise pay_error(error) from error
-            verdict = self._of_unknown(payment)
         if verdict is None:
             return await self._stuck(payment)
         version = payment.version
@@ -269,8 +272,7 @@ class PaymentService:
             order_no, verdict, cause=cause, version=version, actor=actor, may_release=actor is not None
         )
         if payment.is_in(PaymentState.READY) and self._is_old(payment):
-            abandoned = Verdict(PaymentState.CANCELED, is_certain=True)
-            return await self.ledger.settle(order_no, abandoned, cause="abandoned", version=payment.version)
+            return await self._abandon(payment)
         if payment.is_in(PaymentState.REFUNDING) and verdict.state is PaymentState.PAID:
             return await self._refund_again(payment, lane=lane)
         return payment
@@ -282,12 +284,22 @@ class PaymentService:
         lost = Verdict(PaymentState.CANCELED, is_certain=True)
         return await self.ledger.settle(payment.order_no, lost, cause="lost", version=payment.version)
 
+    async def _abandon(self, payment: Payment) -> Payment:
+        abandoned = Verdict(PaymentState.CANCELED, is_certain=True)
+        return await self.ledger.settle(payment.order_no, abandoned, cause="abandoned", version=payment.version)
+
     async def _stuck(self, payment: Payment) -> Payment:
         """Toss says nothing that decides. A charge of which nothing can be learnt is for a person after a while."""
-        if payment.is_in(PaymentState.PENDING) and payment.pay_token is None and self._is_old(payment):
-            unknown = Verdict(PaymentState.HELD, hold_reason="outcome_unknown")
-            return await self.ledger.settle(payment.order_no, unknown, cause="stuck", version=payment.version)
-        return payment
+        if not self._is_stuck(payment):
+            return payment
+        if payment.is_in(PaymentState.READY):
+            return await self._abandon(payment)
+        unknown = Verdict(PaymentState.HELD, hold_reason="outcome_unknown")
+        return await self.ledger.settle(payment.order_no, unknown, cause="stuck", version=payment.version)
+
+    def _is_stuck(self, payment: Payment) -> bool:
+        is_lost_charge = payment.is_in(PaymentState.PENDING) and payment.pay_token is None
+        return self._is_old(payment) and (is_lost_charge or payment.is_in(PaymentState.READY))
 
     def _is_old(self, payment: Payment) -> bool:
         return self._clock() >= payment.created_at + self._rules.abandon_after
@@ -356,7 +368,7 @@ class PaymentService:
             return payment
         await self._checkpoint("refund_claimed")
         try:
-            return await self._send_refund(claimed, lane=Lane.INTERACTIVE)
+            return as_it_is(await self._send_refund(claimed, lane=Lane.INTERACTIVE))
         except NotSent as error:
             untouched = Verdict(PaymentState.PAID, is_certain=True)
             await self.ledger.settle(order_no, untouched, cause="not_sent", version=claimed.version)

@@ -64,7 +64,7 @@ def way(state: PaymentState, seen: PaymentState) -> tuple[PaymentState, ...]:
     """The moves, one after the other, by which a payment gets to what Toss was seen to say. Empty: none is needed.
 
     A refund that was made past us (in Toss's console) goes by way of PAID. What cannot be true of a payment in
-    `state` leads to HELD.
+    `state` leads to HELD, and out of HELD nowhere.
     """
     if seen is state or (state in OVER and seen in (_S.READY, *OVER)):
         return ()  # of what is over for us, Toss may still think that it could be paid; we never will
@@ -72,7 +72,7 @@ def way(state: PaymentState, seen: PaymentState) -> tuple[PaymentState, ...]:
         return (seen,)
     if seen in (_S.REFUNDING, _S.REFUNDED) and _S.PAID in MOVES[state]:
         return (_S.PAID, seen)
-    return (_S.HELD,)
+    return (_S.HELD,) if _S.HELD in MOVES[state] else ()
 
 
 @dataclass(frozen=True)
