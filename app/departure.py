@@ -76,6 +76,7 @@ class Departure:
         Raises: UserNotFound, UnlinkNeedsLogin, and what a failed call to Toss raises.
         """
         user = await self._login.user(user_id)
+        await self._billing.end_at_toss(user_id, lane=lane)
         await self._login.unlink_at_toss(user, lane=lane)
         for _ in range(ATTEMPTS):
             # The user goes last: from there the rest is found again after a crash.

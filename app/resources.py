@@ -505,6 +505,7 @@ def _payments(
         payments=payments,
         catalogue=catalogue,
         is_test=is_test,
+        retention=timedelta(days=settings.pay.retention_days),
         clock=clock,
         checkpoint=checkpoint,
     )

@@ -5,13 +5,13 @@ import base64
 import contextlib
 import json
 import os
+import queue
 import secrets
 import shlex
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -26,6 +26,27 @@ from sandbox.server import SandboxServer
 _HOST = "127.0.0.1"
 _READY_SECONDS = 30.0
 _STOP_SECONDS = 10.0
+
+
+class _Stop:
+    """A signal handler interrupts whoever waits, so it may not need their lock, as `threading.Event` does."""
+
+    def __init__(self) -> None:
+        self._signals: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._has_come = False
+
+    def set(self) -> None:
+        self._has_come = True
+        self._signals.put(None)
+
+    def is_set(self) -> bool:
+        return self._has_come
+
+    def wait(self, seconds: float | None = None) -> bool:
+        if not self._has_come:
+            with contextlib.suppress(queue.Empty):
+                self._signals.get(timeout=seconds)
+        return self._has_come
 
 
 def main() -> int:
@@ -182,7 +203,7 @@ def _print_exports(server: SandboxServer, wiring: dict[str, str]) -> None:
     print(f"# Toss Pay     {server.pay_url}", flush=True)
 
 
-def _run_bff(server: SandboxServer, environment: dict[str, str], stopped: threading.Event) -> int:
+def _run_bff(server: SandboxServer, environment: dict[str, str], stopped: "_Stop") -> int:
     migrated = subprocess.run([sys.executable, "-m", "app", "migrate"], env=environment, check=False)
     if migrated.returncode != 0:
         print(f"The BFF's database could not be prepared (exit code {migrated.returncode}).", file=sys.stderr)
@@ -203,7 +224,7 @@ def _run_bff(server: SandboxServer, environment: dict[str, str], stopped: thread
         _end(bff)
 
 
-def _answers(url: str, bff: subprocess.Popen[bytes], stopped: threading.Event) -> bool:
+def _answers(url: str, bff: subprocess.Popen[bytes], stopped: "_Stop") -> bool:
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     deadline = time.monotonic() + _READY_SECONDS
     while time.monotonic() < deadline and bff.poll() is None and not stopped.wait(0.1):
@@ -235,8 +256,8 @@ def _end(bff: subprocess.Popen[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    stopped = threading.Event()
+def _stop_signals() -> Iterator["_Stop"]:
+    stopped = _Stop()
     kinds = (signal.SIGINT, signal.SIGTERM)
     former = {kind: signal.signal(kind, lambda *_: stopped.set()) for kind in kinds}
     try:

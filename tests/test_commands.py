@@ -201,6 +201,8 @@ async def test_reseal_and_reconcile_say_what_they_did(app_command, embedded, san
         "cert: 0 leases settled, 0 answers opened, 0 identities erased, 0 signatures erased\n"
         "notices: 0 handled, 0 left open, 0 erased\n"
         "departed: 0 unlinks finished, 0 users erased\n"
+        "payments: 0 looked at, 0 moved, 0 erased\n"
+        "billing: 0 looked at, 0 erased\n"
         "purchases: 0 checked, 0 refunded, 0 erased\n"
         "purged: 0 sessions ended, 0 codes forgotten\n"
         "events: 0 delivered, 0 not delivered, 0 erased\n"

@@ -3,6 +3,7 @@
 A charge is a payment that nobody has to authenticate; from its execution on it goes the way of all payments.
 """
 
+import logging
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from enum import StrEnum
 from typing import Final
 
 import structlog
-from sqlalchemy import select, update
+from sqlalchemy import ColumnElement, delete, select, update
 from sqlalchemy.exc import IntegrityError
 
 from app.database import Database, pause_after
@@ -28,7 +29,7 @@ from app.errors import (
 from app.payments.catalogue import Catalogue
 from app.payments.ledger import Ledger, Payer, Verdict
 from app.payments.orders import OrderRequest, Orders, latest
-from app.payments.refusals import is_clear_no, pay_error, refused
+from app.payments.refusals import is_clear_no, is_unknown_user, pay_error, refused
 from app.payments.service import PaymentService, as_it_is
 from app.payments.states import OVER, PaymentState
 from app.payments.tables import BillingKey, Order, Payment
@@ -83,6 +84,7 @@ WATCHED: Final = frozenset({_K.CREATED, _K.READY, _K.REMOVING})
 @dataclass(frozen=True)
 class Reconciled:
     looked_at: int
+    erased: int
 
 
 class BillingService:
@@ -99,6 +101,7 @@ class BillingService:
         payments: PaymentService,
         catalogue: Catalogue,
         is_test: bool,
+        retention: timedelta,
         clock: Callable[[], datetime],
         checkpoint: Callable[[str], Awaitable[None]],
     ) -> None:
@@ -110,6 +113,7 @@ class BillingService:
         self._payments = payments
         self._catalogue = catalogue
         self._is_test = is_test
+        self._retention = retention
         self._clock = clock
         self._checkpoint = checkpoint
         self._log = structlog.stdlib.get_logger("app.payments.billing")
@@ -165,13 +169,17 @@ class BillingService:
             raise BillingKeyNotFound
         return key
 
-    async def of_user(self, user_id: str) -> Sequence[BillingKey]:
+    async def _list(self, which: ColumnElement[bool]) -> Sequence[BillingKey]:
         """Newest first."""
         async with self._database.transaction() as session:
-            found = await session.scalars(
-                select(BillingKey).where(BillingKey.user_id == user_id).order_by(BillingKey.created_at.desc())
-            )
+            found = await session.scalars(select(BillingKey).where(which).order_by(BillingKey.created_at.desc()))
             return found.all()
+
+    async def of_owner(self, owner_hash: str) -> Sequence[BillingKey]:
+        return await self._list(BillingKey.owner_hash == owner_hash)
+
+    async def of_user(self, user_id: str) -> Sequence[BillingKey]:
+        return await self._list(BillingKey.user_id == user_id)
 
     async def check(self, key: BillingKey, *, lane: Lane = Lane.INTERACTIVE) -> BillingKey:
         """Ask Toss: the user may have permitted it, or have ended it in the Toss app, of which nobody tells us.
@@ -204,6 +212,13 @@ class BillingService:
                 .values(state=_K.REMOVING, changed_at=now, checks=0, next_check_at=now)
             )
 
+    async def end_at_toss(self, user_id: str, *, lane: Lane) -> None:
+        """As `end_of`, but now, while Toss still knows the user. `reconcile` repeats what Toss does not confirm."""
+        await self.end_of(user_id)
+        for key in await self.of_user(user_id):
+            if key.state == _K.REMOVING:
+                await self._try_to_look(key, lane=lane)
+
     async def remove(self, key: BillingKey, *, lane: Lane = Lane.INTERACTIVE) -> BillingKey:
         """End it at Toss. From the first attempt on nothing is charged; `reconcile` goes on until Toss has heard.
 
@@ -218,6 +233,8 @@ class BillingService:
         try:
             await self._api().remove_key(self._toss_user_of(key), wrapped_token=wrapped_token, lane=lane)
         except (OutcomeUnknown, Unintelligible, TossRejected) as error:
+            if is_unknown_user(error):
+                return await self._move(key, _K.REMOVED)  # nobody can charge it in their name
             self._log.warning(
                 "billing_key_removal_asked", billing_key_id=key.billing_key_id, why=type(error).__name__
             )
@@ -266,7 +283,8 @@ class BillingService:
         key = await self.get(billing_key_id)
         known = await self._known(request, idempotency_key)
         if known is None or _was_never_sent(known[1]):
-            key = await self.check(key)
+            if key.state in (_K.READY, _K.ACTIVE):
+                key = await self.check(key)
             if key.state != _K.ACTIVE:
                 raise BillingKeyNotActive
         order, payment, is_new = await self._begun(key, request, idempotency_key=idempotency_key, actor=actor)
@@ -338,7 +356,7 @@ class BillingService:
     async def reconcile(self) -> Reconciled:
         """Finish removals, and find out about keys that were begun. Raises: StorageUnavailable."""
         if self._billing is None:
-            return Reconciled(0)
+            return Reconciled(0, 0)
         looked_at = 0
         while due := await self._due():
             for key in due:
@@ -346,16 +364,33 @@ class BillingService:
                 if taken is None:
                     continue
                 looked_at += 1
-                try:
-                    removing = taken.state == _K.REMOVING
-                    await (self.remove if removing else self.check)(taken, lane=Lane.BACKGROUND)
-                except UpstreamBudgetExhausted:
-                    return Reconciled(looked_at)
-                except AppError as error:
-                    self._log.log(
-                        error.level, "billing_key_left_open", billing_key_id=key.billing_key_id, code=error.code
-                    )
-        return Reconciled(looked_at)
+                if not await self._try_to_look(taken, lane=Lane.BACKGROUND):
+                    return Reconciled(looked_at, await self._erase())
+        return Reconciled(looked_at, await self._erase())
+
+    async def _try_to_look(self, key: BillingKey, *, lane: Lane) -> bool:
+        """Whether Toss has room for more."""
+        try:
+            await (self.remove if key.state == _K.REMOVING else self.check)(key, lane=lane)
+        except UpstreamBudgetExhausted:
+            return False
+        except AppError as error:
+            level = max(error.level, logging.WARNING)
+            self._log.log(level, "billing_key_left_open", billing_key_id=key.billing_key_id, code=error.code)
+        return True
+
+    async def _erase(self) -> int:
+        """Keys that have been over for as long as a payment is kept."""
+        async with self._database.transaction() as session:
+            gone = await session.scalars(
+                delete(BillingKey)
+                .where(
+                    BillingKey.state.in_((_K.REMOVED, _K.FAILED)),
+                    BillingKey.changed_at < self._clock() - self._retention,
+                )
+                .returning(BillingKey.billing_key_id)
+            )
+            return len(gone.all())
 
     async def _due(self) -> Sequence[BillingKey]:
         async with self._database.transaction() as session:

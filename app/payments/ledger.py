@@ -37,6 +37,8 @@ FIRST_CHECK: Final[dict[PaymentState, timedelta]] = {
 FIRST_PAUSE, LONGEST_PAUSE = timedelta(seconds=5), timedelta(hours=1)
 """Between the looks at an open payment; each pause is twice as long as the one before."""
 
+PENDING_TO_PAID: Final = (PaymentState.PENDING, PaymentState.PAID)
+
 Count = Callable[[str], None]
 """Counts payments by the state that they have come to; for metrics."""
 
@@ -340,7 +342,8 @@ class Ledger:
         for column, value in verdict.facts.items():
             if value is not None:
                 setattr(payment, column, value)
-        if verdict.toss_code is not None:
+        has_come_true = verdict.state is PaymentState.REFUNDED or (state, verdict.state) == PENDING_TO_PAID
+        if verdict.toss_code is not None and not has_come_true:
             payment.toss_code = verdict.toss_code
         for step in way(state, verdict.state):
             if step is PaymentState.HELD:

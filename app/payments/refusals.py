@@ -9,12 +9,13 @@ SERVER_ERROR = 500
 NOT_APPROVED = "EXECUTE_PAY_NOT_APPROVED"
 NOT_FOUND = "TRANSACTION_NOT_FOUND"
 """Toss has no such payment."""
+UNKNOWN_USER = "4010"
 HTTP_NOT_FOUND = 404
 
 CLEAR = frozenset(
     {
         "INVALID_PARAMETER",
-        "4010",
+        UNKNOWN_USER,
         "4034",
         "4050",
         "COMMON_INVALID_PARAMETER",
@@ -112,6 +113,11 @@ def is_clear_no(error: TossError) -> bool:
 
 def is_clear_no_to_refund(error: TossError) -> bool:
     return isinstance(error, TossRejected) and error.http_status < SERVER_ERROR and error.error_code not in VAGUE
+
+
+def is_unknown_user(error: TossError) -> bool:
+    """Toss does not link this user with us any more, so nothing can be done in their name (reference 3.2)."""
+    return isinstance(error, TossRejected) and error.error_code == UNKNOWN_USER
 
 
 def is_unknown_payment(error: TossError) -> bool:

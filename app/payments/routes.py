@@ -151,7 +151,7 @@ async def confirm_billing_key(
 
 @mini_app.get("/billing-keys", responses=documented(*MINE))
 async def list_my_billing_keys(live: SessionDep, billing: BillingDep) -> BillingKeysBody:
-    return BillingKeysBody.of(await billing.of_user(live.user.user_id))
+    return BillingKeysBody.of(await billing.of_owner(live.user.key_hash))
 
 
 @mini_app.delete(

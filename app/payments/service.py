@@ -3,8 +3,9 @@ Toss but a status decides what became of a call that got lost (G4, G13).
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final, Protocol
 
@@ -117,7 +118,7 @@ class PaymentService:
             if is_new:
                 return await self._make(pay, payment)
             # The user may have cancelled it in Toss's sheet, where we are not.
-            payment = await self._looked_at(payment)
+            payment = await self._looked_at(payment, cause="begin_again")
             pay_token = self.ledger.pay_token_of(payment)
             if payment.is_in(PaymentState.READY) and pay_token is not None:
                 return payment, pay_token
@@ -125,9 +126,9 @@ class PaymentService:
                 raise OrderNotPayable
         raise PaymentInProgress(retry_after=ASK_AGAIN)
 
-    async def _looked_at(self, payment: Payment) -> Payment:
+    async def _looked_at(self, payment: Payment, *, cause: str) -> Payment:
         try:
-            return await self.check(payment.order_no, cause="begin_again")
+            return await self.check(payment.order_no, cause=cause)
         except StorageUnavailable:
             raise
         except AppError as error:
@@ -195,37 +196,39 @@ class PaymentService:
 
     async def _not_executed(self, payment: Payment, error: TossError) -> Payment:
         if isinstance(error, NotSent):
-            untouched = Verdict(PaymentState.READY, is_certain=True)
-            await self.ledger.settle(payment.order_no, untouched, cause="not_sent", version=payment.version)
+            unsent = Verdict(PaymentState.READY, is_certain=True)
+            await self.ledger.settle(payment.order_no, unsent, cause="not_sent", version=payment.version)
             raise pay_error(error) from error
-        payment = await self.asked_about(payment, cause="execute", error=error, is_certain=is_clear_no(error))
+        untouched = PaymentState.READY if is_clear_no(error) else None
+        payment = await self.asked_about(payment, cause="execute", error=error, untouched=untouched)
         if payment.is_in(PaymentState.READY):
             raise pay_error(error) from error
         return as_it_is(payment)
 
     async def asked_about(
-        self, payment: Payment, *, cause: str, error: TossError | None = None, is_certain: bool = False
+        self,
+        payment: Payment,
+        *,
+        cause: str,
+        error: TossError | None = None,
+        untouched: PaymentState | None = None,
     ) -> Payment:
         """After an answer that decides nothing (`error`, if it was one): what Toss says became of it.
 
-        `is_certain`: the error says that the call is over. If it cannot be found out now, the payment stays as it
-        is, and `reconcile` goes on asking.
+        `untouched`: the error says that the call is over; so things then stand, if a status shows it or the error
+        is clear enough by itself. Else, if it cannot be found out now, the payment stays as it is, and `reconcile`
+        goes on asking.
         """
         if error is not None:
             self._log.warning(
                 "payment_outcome_asked", order_no=payment.order_no, why=type(error).__name__, toss_code=_code(error)
             )
         verdict = await self._tried_verdict(payment)
+        if verdict is None and untouched is not None and error is not None and is_clear_no(error):
+            verdict = Verdict(untouched)
         if verdict is None:
             return await self.ledger.get(payment.order_no)
-        verdict = Verdict(
-            verdict.state,
-            is_certain=is_certain,
-            hold_reason=verdict.hold_reason,
-            toss_code=_code(error) if error is not None else None,
-            pay_token=verdict.pay_token,
-            facts=verdict.facts,
-        )
+        verdict = replace(verdict, is_certain=untouched is not None, toss_code=_code(error))
         return await self.ledger.settle(payment.order_no, verdict, cause=cause, version=payment.version)
 
     # --- Finding out --------------------------------------------------------------------------------------
@@ -242,7 +245,7 @@ class PaymentService:
         payment = await self.of(order_no, owner_hash=owner_hash)
         if payment.is_in(PaymentState.PENDING, PaymentState.REFUNDING) and self._pay is not None:
             due = await self.ledger.take_check(order_no)
-            payment = await self._looked_at(due) if due is not None else payment
+            payment = await self._looked_at(due, cause="look") if due is not None else payment
         return payment
 
     async def check(
@@ -261,12 +264,13 @@ class PaymentService:
         except TossError as error:
             if is_unknown_payment(error):
                 verdict = self._of_unknown(payment)
-            elif is_clear_no(error) and self._is_stuck(payment):
-                verdict = None
+            elif is_clear_no(error) and self._is_old(payment):
+                return await self._stuck(payment)
             else:
                 raise pay_error(error) from error
         if verdict is None:
-            return await self._stuck(payment)
+            may_end = payment.is_in(PaymentState.READY) or self._is_lost_charge(payment)
+            return await self._stuck(payment) if may_end and self._is_old(payment) else payment
         version = payment.version
         payment = await self.ledger.settle(
             order_no, verdict, cause=cause, version=version, actor=actor, may_release=actor is not None
@@ -289,20 +293,17 @@ class PaymentService:
         return await self.ledger.settle(payment.order_no, abandoned, cause="abandoned", version=payment.version)
 
     async def _stuck(self, payment: Payment) -> Payment:
-        """Toss says nothing that decides. A charge of which nothing can be learnt is for a person after a while."""
-        if not self._is_stuck(payment):
-            return payment
+        """Toss will not say any more what became of it. Where money may have moved, a person has to find out."""
         if payment.is_in(PaymentState.READY):
             return await self._abandon(payment)
         unknown = Verdict(PaymentState.HELD, hold_reason="outcome_unknown")
         return await self.ledger.settle(payment.order_no, unknown, cause="stuck", version=payment.version)
 
-    def _is_stuck(self, payment: Payment) -> bool:
-        is_lost_charge = payment.is_in(PaymentState.PENDING) and payment.pay_token is None
-        return self._is_old(payment) and (is_lost_charge or payment.is_in(PaymentState.READY))
+    def _is_lost_charge(self, payment: Payment) -> bool:
+        return payment.is_in(PaymentState.PENDING) and payment.pay_token is None
 
     def _is_old(self, payment: Payment) -> bool:
-        return self._clock() >= payment.created_at + self._rules.abandon_after
+        return self._clock() >= payment.changed_at + self._rules.abandon_after
 
     async def _tried_verdict(self, payment: Payment) -> Verdict | None:
         try:
@@ -341,7 +342,7 @@ class PaymentService:
 
     def _of_unknown(self, payment: Payment) -> Verdict | None:
         """Toss does not know it. Of a charge that means, once the call is over, that there was none."""
-        is_charge = payment.is_in(PaymentState.PENDING) and payment.pay_token is None
+        is_charge = self._is_lost_charge(payment)
         if not is_charge:
             self._log.error("payment_unknown_to_toss", order_no=payment.order_no)
         return Verdict(PaymentState.FAILED, toss_code=NOT_FOUND) if is_charge else None
@@ -402,8 +403,8 @@ class PaymentService:
         except NotSent:
             raise
         except TossError as error:
-            is_certain = is_clear_no_to_refund(error)
-            payment = await self.asked_about(payment, cause="refund", error=error, is_certain=is_certain)
+            untouched = PaymentState.PAID if is_clear_no_to_refund(error) else None
+            payment = await self.asked_about(payment, cause="refund", error=error, untouched=untouched)
             if payment.is_in(PaymentState.PAID):
                 raise RefundRefused(toss_code=_code(error)) from error
             return payment
@@ -459,7 +460,8 @@ class PaymentService:
         except UpstreamBudgetExhausted:
             return None
         except AppError as error:
-            self._log.log(error.level, "payment_left_open", order_no=order_no, code=error.code)
+            level = max(error.level, logging.WARNING)
+            self._log.log(level, "payment_left_open", order_no=order_no, code=error.code)
             return False
         return payment.version != taken.version
 
@@ -485,7 +487,7 @@ def as_it_is(payment: Payment) -> Payment:
             raise PaymentInProgress(retry_after=ASK_AGAIN)
 
 
-def _code(error: TossError) -> str | None:
+def _code(error: TossError | None) -> str | None:
     return error.error_code if isinstance(error, TossRejected) else None
 
 

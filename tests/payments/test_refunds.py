@@ -11,6 +11,7 @@ from tests.payments.test_paying import FAULTS_AFTER
 from tests.scenarios import Bff, assert_problem
 
 NO = "REFUND_EXCEED_DAILY"
+UNCLEAR = "COMMON_REFUND_ERROR"
 
 
 async def reconciled_after(shop, **by: float) -> None:
@@ -196,14 +197,32 @@ async def test_refused_it_is_paid_still_and_can_be_asked_for_again(shop):
     assert await shop.events(payment) == ["payment.paid", "payment.refund_refused", "payment.refunded"]
 
 
+async def test_clearly_refused_with_the_status_away_the_no_is_believed(shop):
+    payment = await shop.paid()
+    spoil(shop, "fail", code=NO)
+    spoil(shop, "html_502", "pay_status")
+    assert_problem(await shop.refund(payment), 409, "refund_refused")
+    assert await shop.agreed(payment) == "PAID"
+    assert (await shop.refund(payment)).json()["state"] == "REFUNDED"
+
+
+async def test_already_refunded_with_the_status_away_is_no_refusal(shop):
+    payment = await shop.paid()
+    spoil(shop, "fail", code="REFUND_ALREADY_REFUNDED", after_effect=True)
+    spoil(shop, "html_502", "pay_status")
+    assert (await shop.refund(payment)).status_code == 202
+    await reconciled_after(shop, seconds=1)
+    assert await shop.agreed(payment) == "REFUNDED"
+
+
 async def test_refused_with_the_status_away_reconcile_hears_the_no_again(shop):
     payment = await shop.paid()
-    spoil(shop, "fail", code=NO, times=2)
+    spoil(shop, "fail", code=UNCLEAR, times=2)
     spoil(shop, "html_502", "pay_status")
     assert (await shop.refund(payment)).status_code == 202
     await reconciled_after(shop, seconds=61)
     assert await shop.agreed(payment) == "PAID"
-    assert (await full(shop, payment))["tossCode"] == NO
+    assert (await full(shop, payment))["tossCode"] == UNCLEAR
     assert await shop.events(payment) == ["payment.paid", "payment.refund_refused"]
 
 
