@@ -27,6 +27,8 @@ class Shop:
     bff: Bff
     login: Login
     partner: dict[str, str] = field(default_factory=dict)
+    prepared: dict[str, Any] = field(default_factory=dict)
+    """The payment or billing key that the next call is about."""
 
     @classmethod
     async def opened(cls, bff: Bff, user: str = "man") -> "Shop":
