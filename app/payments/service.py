@@ -28,7 +28,7 @@ from app.errors import (
 from app.payments.catalogue import MAX_AMOUNT, Catalogue
 from app.payments.ledger import Ledger, Payer, Verdict
 from app.payments.refusals import NOT_FOUND, is_clear_no, is_clear_no_to_refund, is_unknown_payment, pay_error
-from app.payments.states import OVER, SEEN, Ours, PaymentState, contradiction, is_proof
+from app.payments.states import OPEN, OVER, SEEN, Ours, PaymentState, contradiction, is_proof
 from app.payments.tables import MAX_METHOD, MAX_REFERENCE, Payment, PaymentStep
 from app.toss.errors import NotSent, TossError, TossRejected
 from app.toss.governor import Lane
@@ -264,7 +264,7 @@ class PaymentService:
         except TossError as error:
             if is_unknown_payment(error):
                 verdict = self._of_unknown(payment)
-            elif is_clear_no(error) and self._is_old(payment):
+            elif is_clear_no(error) and payment.is_in(*OPEN) and self._is_old(payment):
                 return await self._stuck(payment)
             else:
                 raise pay_error(error) from error

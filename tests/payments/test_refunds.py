@@ -349,6 +349,22 @@ async def test_what_a_reason_may_hold(shop):
     assert (await shop.refund(payment, "가힣ㄱㅎㅏㅣAz09_-:.^@()[]#/!%?&" + "가" * 25)).status_code == 200
 
 
+@pytest.mark.parametrize("code", ["4010", "COMMON_INVALID_API_KEY"])
+@pytest.mark.parametrize("state", ["PAID", "REFUNDED", "CANCELED"])
+async def test_that_toss_will_not_tell_any_more_changes_nothing_that_is_settled(shop, state, code):
+    """The user has left, say. Held, it could not even be refunded."""
+    payment = await shop.begun() if state == "CANCELED" else await shop.paid()
+    if state == "REFUNDED":
+        await shop.refund(payment)
+    await reconciled_after(shop, minutes=17)
+    before = await full(shop, payment)
+    assert before["state"] == state
+    shop.pass_time(hours=25)
+    spoil(shop, "fail", "pay_status", code=code)
+    assert (await shop.recheck(payment)).status_code in (409, 503)
+    assert await full(shop, payment) == before
+
+
 @pytest.mark.parametrize("field", ["payToken", "refundedAmount"])
 async def test_a_refund_of_something_else_is_not_ours(shop, field):
     payment = await shop.paid()
