@@ -28,7 +28,7 @@ from app.errors import (
 from app.payments.catalogue import MAX_AMOUNT, Catalogue
 from app.payments.ledger import Ledger, Payer, Verdict
 from app.payments.refusals import NOT_FOUND, is_clear_no, is_clear_no_to_refund, is_unknown_payment, pay_error
-from app.payments.states import OPEN, OVER, SEEN, Ours, PaymentState, contradiction, is_proof
+from app.payments.states import MOVED, OPEN, OVER, SEEN, Ours, PaymentState, contradiction, is_proof
 from app.payments.tables import MAX_METHOD, MAX_REFERENCE, Payment, PaymentStep
 from app.toss.errors import NotSent, TossError, TossRejected
 from app.toss.governor import Lane
@@ -41,7 +41,6 @@ AT_ONCE: Final = 8
 NEW_PAYMENTS: Final = 3
 """Tries to find an order's payment alive, or to begin one."""
 PAID_ALREADY: Final = frozenset({"PAY_COMPLETE", "SETTLEMENT_COMPLETE"})
-MOVED: Final = frozenset({PaymentState.PAID, PaymentState.REFUNDING, PaymentState.REFUNDED})
 
 Clock = Callable[[], datetime]
 Checkpoint = Callable[[str], Awaitable[None]]
