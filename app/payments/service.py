@@ -142,8 +142,11 @@ class PaymentService:
         except TossError as error:
             return await self._not_made(payment, error)
         await self._checkpoint("payment_made")
+        return await self._made(payment, pay_token)
+
+    async def _made(self, payment: Payment, pay_token: str) -> tuple[Payment, str]:
         made = Verdict(PaymentState.READY, is_certain=True, pay_token=pay_token)
-        payment = await self.ledger.settle(order_no, made, cause="make", version=payment.version)
+        payment = await self.ledger.settle(payment.order_no, made, cause="make", version=payment.version)
         if not payment.is_in(PaymentState.READY):
             raise PaymentEnded  # it took so long that `reconcile` has given it up; its payToken goes to nobody
         return payment, pay_token
@@ -156,8 +159,7 @@ class PaymentService:
         else:
             found = await self._tried_verdict(payment)
             if found is not None and found.state is PaymentState.READY and found.pay_token is not None:
-                payment = await self.ledger.settle(order_no, found, cause="make", version=payment.version)
-                return payment, found.pay_token
+                return await self._made(payment, found.pay_token)
             verdict = Verdict(PaymentState.CANCELED, is_certain=True, toss_code=_code(error))
         await self.ledger.settle(order_no, verdict, cause="make", version=payment.version)
         raise pay_error(error) from error
@@ -276,7 +278,8 @@ class PaymentService:
         )
         if payment.is_in(PaymentState.READY) and self._is_old(payment):
             return await self._abandon(payment)
-        if payment.is_in(PaymentState.REFUNDING) and verdict.state is PaymentState.PAID:
+        is_unmade = payment.is_in(PaymentState.REFUNDING) and verdict.state is PaymentState.PAID
+        if is_unmade and payment.version == version:  # else the look was at a time before this refund
             return await self._refund_again(payment, lane=lane)
         return payment
 

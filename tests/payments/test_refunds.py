@@ -169,6 +169,23 @@ async def test_many_reconcile_at_once_and_it_is_sent_again_once(shop):
     assert refund_calls(shop) == 2
 
 
+async def test_a_look_from_before_the_refund_does_not_send_it_again(shop):
+    payment = await shop.paid()
+    spoil(shop, "hold", "pay_status")
+    looking = asyncio.create_task(shop.recheck(payment))
+    await asyncio.to_thread(shop.bff.sandbox.state.wait_until, lambda state: state.held("pay_status") == 1)
+    spoil(shop, "reset_after")
+    spoil(shop, "html_502", "pay_status")
+    assert (await shop.refund(payment)).status_code == 202
+    shop.pass_time(seconds=61)
+    shop.bff.sandbox.state.release()
+    assert (await looking).json()["state"] == "REFUNDING"
+    assert refund_calls(shop) == 1
+    await reconciled_after(shop, seconds=1)
+    assert await shop.agreed(payment) == "REFUNDED"
+    assert refund_calls(shop) == 1
+
+
 async def test_never_sent_nothing_has_happened_and_it_can_be_asked_for_again(embedded, sandbox):
     settings = settings_for(embedded, sandbox)
     async with Bff.running(settings, sandbox) as bff:
