@@ -382,6 +382,23 @@ async def test_removed_between_the_look_and_the_charge(shop):
     assert await shop.state(await shop.only_payment()) == "FAILED"
 
 
+async def test_ended_here_between_the_look_and_the_charge(shop):
+    """Nobody who was told that their key has ended is charged afterwards."""
+    key, billing = await shop.active_key(), shop.bff.resources.billing
+    look = billing.check
+
+    async def look_then_end(seen, **how):
+        active = await look(seen, **how)
+        assert active.state == "ACTIVE"
+        billing.check = look
+        await billing.end_of(shop.login.user_id)
+        return active
+
+    billing.check = look_then_end
+    assert_problem(await shop.charge(key), 409, "billing_key_not_active")
+    assert (charges(shop), await shop.payments()) == (0, [])
+
+
 async def never_sent(shop, key) -> None:
     spoil(shop, "fail", code="4095", retry_after_seconds=60)
     assert_problem(await shop.charge(key), 503, "upstream_budget_exhausted")
