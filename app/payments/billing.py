@@ -326,13 +326,20 @@ class BillingService:
     async def _begun(
         self, key: BillingKey, request: OrderRequest, *, idempotency_key: str, actor: str
     ) -> tuple[Order, Payment, bool]:
-        """The charge of this idempotency key, and whether it is ours to execute."""
+        """The charge of this idempotency key, and whether it is ours to execute.
+
+        Raises: BillingKeyNotActive, also when it was ended since Toss was asked; OrderNotPayable.
+        """
         payer = Payer(key.user_id, key.owner_hash, self._toss_user_of(key))
         known = await self._known(request, idempotency_key)
         if known is not None and not _was_never_sent(known[1]):
             return *known, False
         try:
             async with self._database.transaction() as session:
+                # From here until the charge is stated, nobody ends the key; from then on, they come after it.
+                current = await session.get_one(BillingKey, key.billing_key_id, with_for_update=True)
+                if current.state != _K.ACTIVE:
+                    raise BillingKeyNotActive
                 if known is None:
                     order = self._orders.add_in(session, request, idempotency_key=idempotency_key, actor=actor)
                     await session.flush()

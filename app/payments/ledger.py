@@ -14,7 +14,7 @@ from app.database import Database, LateWrites, pause_after, time_ordered_id
 from app.errors import OrderNotFound, OrderNotPayable, PaymentInProgress, PaymentNotFound, SealedDataUnreadable
 from app.events.outbox import Outbox
 from app.events.tables import EventType
-from app.payments.states import MOVES, OPEN, OVER, PaymentState, way
+from app.payments.states import MOVED, MOVES, OPEN, OVER, PaymentState, way
 from app.payments.tables import Order, Payment, PaymentStep
 from app.toss.partner import TossUser
 from app.toss.pay import Charge
@@ -310,7 +310,7 @@ class Ledger:
     ) -> Payment:
         """Bring a payment to where an answer of Toss puts it; the payment as it is then.
 
-        `version`: of the payment about which Toss was asked. The answer is dropped if it has changed since.
+        `version`: of the payment about which Toss was asked; None for the answer to a call that moves money.
         `may_release`: out of HELD.
 
         Raises: StorageUnavailable, when the caller has waited long enough; the write goes on.
@@ -320,7 +320,7 @@ class Ledger:
         async def write(session: AsyncSession) -> None:
             payment = await session.get_one(Payment, order_no, with_for_update=True)
             is_held = payment.is_in(PaymentState.HELD) and not may_release
-            if version in (None, payment.version) and not is_held:
+            if _is_news(payment, verdict, version=version) and not is_held:
                 self._apply(session, payment, verdict, cause=cause, actor=actor)
             settled.append(payment)
 
@@ -495,6 +495,14 @@ class Ledger:
         if count:
             await self._database.forget()
         return count
+
+
+def _is_news(payment: Payment, verdict: Verdict, *, version: int | None) -> bool:
+    """Whether an answer says anything of the payment as it is now."""
+    if version is None:  # that the money has moved stays true; that it is still with us does not
+        return not (verdict.state is PaymentState.PAID and payment.is_in(PaymentState.REFUNDED))
+    # Of an older state, only that money has moved after all for what has been taken to be over.
+    return version == payment.version or (verdict.state in MOVED and payment.is_in(*OVER))
 
 
 def _event_data(payment: Payment) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, AwareDatetime, Field, model_validator
@@ -30,6 +30,13 @@ def _reason(text: str) -> str:
     return text
 
 
+def _storable(instant: datetime) -> datetime:
+    try:
+        return instant.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("is out of range") from None
+
+
 class BeginRequest(Input):
     """Either of the two. An amount is never among what a mini-app says."""
 
@@ -52,7 +59,9 @@ class OrderRequestBody(ChargeFields):
     user_id: Annotated[str | None, Field(pattern=USER_ID)] = Field(
         None, description="Who may pay it, from the introspection; without it, whoever begins first"
     )
-    expires_at: AwareDatetime | None = Field(None, description="From then on no payment of it begins")
+    expires_at: Annotated[AwareDatetime, AfterValidator(_storable)] | None = Field(
+        None, description="From then on no payment of it begins"
+    )
 
     def request(self) -> OrderRequest:
         return OrderRequest(self.charge(), self.reference, self.user_id, self.expires_at)

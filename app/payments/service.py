@@ -28,7 +28,7 @@ from app.errors import (
 from app.payments.catalogue import MAX_AMOUNT, Catalogue
 from app.payments.ledger import Ledger, Payer, Verdict
 from app.payments.refusals import NOT_FOUND, is_clear_no, is_clear_no_to_refund, is_unknown_payment, pay_error
-from app.payments.states import OVER, SEEN, Ours, PaymentState, contradiction, is_proof
+from app.payments.states import MOVED, OPEN, OVER, SEEN, Ours, PaymentState, contradiction, is_proof
 from app.payments.tables import MAX_METHOD, MAX_REFERENCE, Payment, PaymentStep
 from app.toss.errors import NotSent, TossError, TossRejected
 from app.toss.governor import Lane
@@ -41,7 +41,6 @@ AT_ONCE: Final = 8
 NEW_PAYMENTS: Final = 3
 """Tries to find an order's payment alive, or to begin one."""
 PAID_ALREADY: Final = frozenset({"PAY_COMPLETE", "SETTLEMENT_COMPLETE"})
-MOVED: Final = frozenset({PaymentState.PAID, PaymentState.REFUNDING, PaymentState.REFUNDED})
 
 Clock = Callable[[], datetime]
 Checkpoint = Callable[[str], Awaitable[None]]
@@ -143,8 +142,11 @@ class PaymentService:
         except TossError as error:
             return await self._not_made(payment, error)
         await self._checkpoint("payment_made")
+        return await self._made(payment, pay_token)
+
+    async def _made(self, payment: Payment, pay_token: str) -> tuple[Payment, str]:
         made = Verdict(PaymentState.READY, is_certain=True, pay_token=pay_token)
-        payment = await self.ledger.settle(order_no, made, cause="make", version=payment.version)
+        payment = await self.ledger.settle(payment.order_no, made, cause="make", version=payment.version)
         if not payment.is_in(PaymentState.READY):
             raise PaymentEnded  # it took so long that `reconcile` has given it up; its payToken goes to nobody
         return payment, pay_token
@@ -157,8 +159,7 @@ class PaymentService:
         else:
             found = await self._tried_verdict(payment)
             if found is not None and found.state is PaymentState.READY and found.pay_token is not None:
-                payment = await self.ledger.settle(order_no, found, cause="make", version=payment.version)
-                return payment, found.pay_token
+                return await self._made(payment, found.pay_token)
             verdict = Verdict(PaymentState.CANCELED, is_certain=True, toss_code=_code(error))
         await self.ledger.settle(order_no, verdict, cause="make", version=payment.version)
         raise pay_error(error) from error
@@ -264,7 +265,7 @@ class PaymentService:
         except TossError as error:
             if is_unknown_payment(error):
                 verdict = self._of_unknown(payment)
-            elif is_clear_no(error) and self._is_old(payment):
+            elif is_clear_no(error) and payment.is_in(*OPEN) and self._is_old(payment):
                 return await self._stuck(payment)
             else:
                 raise pay_error(error) from error
@@ -277,7 +278,8 @@ class PaymentService:
         )
         if payment.is_in(PaymentState.READY) and self._is_old(payment):
             return await self._abandon(payment)
-        if payment.is_in(PaymentState.REFUNDING) and verdict.state is PaymentState.PAID:
+        is_unmade = payment.is_in(PaymentState.REFUNDING) and verdict.state is PaymentState.PAID
+        if is_unmade and payment.version == version:  # else the look was at a time before this refund
             return await self._refund_again(payment, lane=lane)
         return payment
 

@@ -45,6 +45,8 @@ OPEN: Final = frozenset({_S.CREATED, _S.READY, _S.PENDING, _S.REFUNDING})
 """Something is still to come; `reconcile` watches these."""
 OVER: Final = frozenset({_S.CANCELED, _S.FAILED})
 """Its order may be paid by another payment."""
+MOVED: Final = frozenset({_S.PAID, _S.REFUNDING, _S.REFUNDED})
+"""Money has moved."""
 
 SEEN: Final[dict[str, PaymentState]] = {
     "PAY_STANDBY": _S.READY,

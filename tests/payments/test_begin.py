@@ -173,10 +173,13 @@ async def test_a_crash_does_not_keep_an_order_from_being_begun_again(shop):
     assert (await shop.state(payment), (await shop.steps(payment))[-1].cause) == ("CANCELED", "lost")
 
 
-async def test_a_pay_token_that_comes_too_late_goes_to_nobody(shop):
-    spoil(shop, "hold")
+@pytest.mark.parametrize("call", ["pay_make", "pay_status"])
+async def test_a_pay_token_that_comes_too_late_goes_to_nobody(shop, call):
+    if call == "pay_status":
+        spoil(shop, "reset_after")
+    spoil(shop, "hold", call)
     asking = asyncio.create_task(shop.begin(productId="rice"))
-    await asyncio.to_thread(shop.bff.sandbox.state.wait_until, lambda state: state.held("pay_make") == 1)
+    await asyncio.to_thread(shop.bff.sandbox.state.wait_until, lambda state: state.held(call) == 1)
     shop.bff.clock.advance(seconds=61)
     await reconcile(shop.bff.resources)
     shop.bff.sandbox.state.release()

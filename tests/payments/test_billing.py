@@ -272,6 +272,25 @@ async def test_lost_before_the_effect_it_has_failed_once_nothing_can_be_under_wa
     await shop.charged(key, "charge-2")
 
 
+@pytest.mark.parametrize("is_answer_lost", [False, True])
+async def test_made_after_all_when_it_was_taken_to_have_failed_it_is_held(shop, is_answer_lost):
+    """The process stood still, say, between its record and the call."""
+    key = await shop.active_key()
+    spoil(shop, "hold_before")
+    asking = asyncio.create_task(shop.charge(key))
+    await asyncio.to_thread(shop.bff.sandbox.state.wait_until, lambda state: state.held("billing_execute") == 1)
+    await reconciled_after(shop, seconds=61)
+    charge = await shop.only_payment()
+    assert charge["state"] == "FAILED"
+    if is_answer_lost:
+        spoil(shop, "reset_after")
+    shop.bff.sandbox.state.release()
+    assert_problem(await asking, 409, "payment_held")
+    assert await shop.events(charge) == ["payment.failed", "payment.held"]
+    assert (await shop.recheck(charge)).json()["state"] == "PAID"
+    assert await shop.agreed(charge) == "PAID"
+
+
 @pytest.mark.parametrize("kind", ["reset_before", "reset_after"])
 @pytest.mark.parametrize("by_toss", [True, False])
 async def test_lost_where_no_status_can_be_asked_it_is_for_a_person(settings, sandbox, kind, by_toss):
@@ -361,6 +380,23 @@ async def test_removed_between_the_look_and_the_charge(shop):
     shop.bff.sandbox.state.release()
     assert_problem(await asking, 409, "payment_refused")
     assert await shop.state(await shop.only_payment()) == "FAILED"
+
+
+async def test_ended_here_between_the_look_and_the_charge(shop):
+    """Nobody who was told that their key has ended is charged afterwards."""
+    key, billing = await shop.active_key(), shop.bff.resources.billing
+    look = billing.check
+
+    async def look_then_end(seen, **how):
+        active = await look(seen, **how)
+        assert active.state == "ACTIVE"
+        billing.check = look
+        await billing.end_of(shop.login.user_id)
+        return active
+
+    billing.check = look_then_end
+    assert_problem(await shop.charge(key), 409, "billing_key_not_active")
+    assert (charges(shop), await shop.payments()) == (0, [])
 
 
 async def never_sent(shop, key) -> None:

@@ -82,6 +82,8 @@ NO_ORDER = [
     {"billingKeyId": NOBODY},
     {"userId": "someone"},
     {"expiresAt": "2030-01-01T00:00:00"},
+    {"expiresAt": "9999-12-31T23:59:59-14:00"},
+    {"expiresAt": "0001-01-01T00:00:00+14:00"},
     {"reference": "이름"},
 ]
 

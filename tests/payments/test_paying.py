@@ -97,6 +97,19 @@ async def test_lost_before_the_effect_it_can_be_executed_again_after_a_while(sho
     assert shop.at_toss(payment).executions == 1
 
 
+async def test_an_answer_that_comes_after_the_refund_is_no_contradiction(shop):
+    payment = await shop.approved()
+    shop.bff.sandbox.state.order_fault("pay_execute", "hold")
+    asking = asyncio.create_task(shop.execute(payment))
+    await asyncio.to_thread(shop.bff.sandbox.state.wait_until, lambda state: state.held("pay_execute") == 1)
+    await reconcile(shop.bff.resources)
+    assert (await shop.refund(payment)).json()["state"] == "REFUNDED"
+    shop.bff.sandbox.state.release()
+    assert (await asking).json()["state"] == "REFUNDED"
+    assert await shop.agreed(payment) == "REFUNDED"
+    assert await shop.events(payment) == ["payment.paid", "payment.refunded"]
+
+
 @pytest.mark.parametrize("field", ["amount", "orderNo", "payToken", "mode"])
 @pytest.mark.parametrize("call", ["pay_execute", "pay_status"])
 async def test_another_payment_than_ours_is_held(shop, field, call):

@@ -169,6 +169,23 @@ async def test_many_reconcile_at_once_and_it_is_sent_again_once(shop):
     assert refund_calls(shop) == 2
 
 
+async def test_a_look_from_before_the_refund_does_not_send_it_again(shop):
+    payment = await shop.paid()
+    spoil(shop, "hold", "pay_status")
+    looking = asyncio.create_task(shop.recheck(payment))
+    await asyncio.to_thread(shop.bff.sandbox.state.wait_until, lambda state: state.held("pay_status") == 1)
+    spoil(shop, "reset_after")
+    spoil(shop, "html_502", "pay_status")
+    assert (await shop.refund(payment)).status_code == 202
+    shop.pass_time(seconds=61)
+    shop.bff.sandbox.state.release()
+    assert (await looking).json()["state"] == "REFUNDING"
+    assert refund_calls(shop) == 1
+    await reconciled_after(shop, seconds=1)
+    assert await shop.agreed(payment) == "REFUNDED"
+    assert refund_calls(shop) == 1
+
+
 async def test_never_sent_nothing_has_happened_and_it_can_be_asked_for_again(embedded, sandbox):
     settings = settings_for(embedded, sandbox)
     async with Bff.running(settings, sandbox) as bff:
@@ -347,6 +364,22 @@ async def test_what_a_reason_may_hold(shop):
     assert_problem(answer, 422, "invalid_request")
     assert refund_calls(shop) == 0
     assert (await shop.refund(payment, "가힣ㄱㅎㅏㅣAz09_-:.^@()[]#/!%?&" + "가" * 25)).status_code == 200
+
+
+@pytest.mark.parametrize("code", ["4010", "COMMON_INVALID_API_KEY"])
+@pytest.mark.parametrize("state", ["PAID", "REFUNDED", "CANCELED"])
+async def test_that_toss_will_not_tell_any_more_changes_nothing_that_is_settled(shop, state, code):
+    """The user has left, say. Held, it could not even be refunded."""
+    payment = await shop.begun() if state == "CANCELED" else await shop.paid()
+    if state == "REFUNDED":
+        await shop.refund(payment)
+    await reconciled_after(shop, minutes=17)
+    before = await full(shop, payment)
+    assert before["state"] == state
+    shop.pass_time(hours=25)
+    spoil(shop, "fail", "pay_status", code=code)
+    assert (await shop.recheck(payment)).status_code in (409, 503)
+    assert await full(shop, payment) == before
 
 
 @pytest.mark.parametrize("field", ["payToken", "refundedAmount"])
