@@ -21,6 +21,7 @@ from app.errors import (
     PurchaseNotFound,
     PurchaseNotReady,
     PurchaseRefunded,
+    SealedDataUnreadable,
     TossNotConfigured,
     UpstreamInvalid,
     UpstreamTimeout,
@@ -408,7 +409,9 @@ class PurchaseService:
                     .values(next_check_at=again_at)
                 )
             self._log.warning("purchase_not_checked", order_id=purchase.order_id, code=error.code)
-            if isinstance(error.__cause__, TossRejected):
+            if isinstance(error, SealedDataUnreadable | UpstreamInvalid) or isinstance(
+                error.__cause__, TossRejected
+            ):
                 return False  # that is about this order; the others may be answered
             raise _CannotGoOn from error
 
