@@ -34,9 +34,9 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 CALLERS_PATIENCE = timedelta(seconds=6)
 """For that commit; a failover of the database may take longer, and the write then goes on alone."""
 
-OUTAGES = frozenset({"08", "28", "3D", "53", "57", "58"})
-"""Classes of SQLSTATE that say nothing about our statement: connection, authorization, no such database,
-resources, shutdown and start-up, input and output."""
+OUTAGES = frozenset({"08", "25", "28", "3D", "40", "53", "55", "57", "58"})
+"""Classes of SQLSTATE that say nothing about our statement: connection, read-only as a standby is, authorization,
+no such database, undone as in a deadlock, resources, a lock not had, shutdown and start-up, input and output."""
 
 
 EPOCH = datetime.fromtimestamp(0, UTC)

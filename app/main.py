@@ -32,7 +32,8 @@ PARTNER_SERVER = "/server/v1"
 METRICS = "/metrics"
 STARTS = re.compile(
     MINI_APP
-    + r"/(cert/requests|login|login/anonymous|payments|payments/[^/]+/execute|billing-keys|purchases/[^/]+/grant)"
+    + r"/(cert/requests|login|login/anonymous|payments|payments/[^/]+/execute|billing-keys"
+    + r"|billing-keys/[^/]+/confirm|purchases/[^/]+/grant)"
 )
 """Where a POST costs a call to Toss, or a push."""
 

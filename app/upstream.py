@@ -37,3 +37,12 @@ def app_error(error: TossError, *, refusals: Mapping[str, type[AppError]], other
             return UpstreamTimeout()
         case _:
             return UpstreamInvalid()
+
+
+def is_away(error: AppError) -> bool:
+    """Whether Toss answers nobody at the moment: a run that goes on to the next would only wait as long again."""
+    match error.__cause__:
+        case TossFault() | Unintelligible(is_json=True):
+            return False
+        case cause:
+            return isinstance(cause, NotSent | OutcomeUnknown | Unintelligible)

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import insert, select, text
 from sqlalchemy.exc import IntegrityError, StatementError
 
-from app.database import Database, Instant
+from app.database import Database, Instant, LateWrites
 from app.errors import StorageUnavailable
 from app.server_keys import ServerKey
 from tests.servers import free_port
@@ -193,6 +193,23 @@ async def test_a_connection_that_was_cut_is_replaced_and_one_cut_in_the_middle_i
         await be_cut()
     await database.ping()
     await killer.close()
+    await database.aclose()
+
+
+@pytest.mark.parametrize("state", ["25006", "40001", "40P01", "55P03"])
+async def test_a_standby_a_deadlock_and_a_lock_not_had_are_outages(production, state):
+    """What a call to Toss has brought is then written once more, not lost (LateWrites)."""
+    database = Database(production.database_url, pool_size=1, timeout=LONG)
+    writes, attempts = LateWrites(database=database), []
+
+    async def write(session) -> None:
+        attempts.append(state)
+        if len(attempts) == 1:
+            await session.execute(text(f"DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '{state}'; END $$"))
+        session.add(key("a"))
+
+    await writes.commit(write)
+    assert (len(attempts), await ids(database)) == (2, ["a"])
     await database.aclose()
 
 

@@ -24,7 +24,6 @@ from app.errors import (
     ProductNotFound,
     SealedDataUnreadable,
     TossNotConfigured,
-    UpstreamBudgetExhausted,
 )
 from app.payments.catalogue import Catalogue
 from app.payments.ledger import Ledger, Payer, Verdict
@@ -37,6 +36,7 @@ from app.toss.errors import NotSent, OutcomeUnknown, TossError, TossRejected, Un
 from app.toss.governor import Lane
 from app.toss.partner import TossUser
 from app.toss.pay import BillingApi
+from app.upstream import is_away
 from app.vault import Sealed, UnsealError, Vault
 
 BATCH: Final = 200
@@ -376,14 +376,13 @@ class BillingService:
         return Reconciled(looked_at, await self._erase())
 
     async def _try_to_look(self, key: BillingKey, *, lane: Lane) -> bool:
-        """Whether Toss has room for more."""
+        """Whether there is any use in going on."""
         try:
             await (self.remove if key.state == _K.REMOVING else self.check)(key, lane=lane)
-        except UpstreamBudgetExhausted:
-            return False
         except AppError as error:
             level = max(error.level, logging.WARNING)
             self._log.log(level, "billing_key_left_open", billing_key_id=key.billing_key_id, code=error.code)
+            return not is_away(error)
         return True
 
     async def _erase(self) -> int:

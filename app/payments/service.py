@@ -23,7 +23,6 @@ from app.errors import (
     RefundRefused,
     StorageUnavailable,
     TossNotConfigured,
-    UpstreamBudgetExhausted,
 )
 from app.payments.catalogue import MAX_AMOUNT, Catalogue
 from app.payments.ledger import Ledger, Payer, Verdict
@@ -34,7 +33,7 @@ from app.toss.errors import NotSent, TossError, TossRejected
 from app.toss.governor import Lane
 from app.toss.partner import TossUser
 from app.toss.pay import Claim, Execution, PayApi, Refund, Status
-from app.upstream import ASK_AGAIN
+from app.upstream import ASK_AGAIN, is_away
 
 AT_ONCE: Final = 8
 """Payments that `reconcile` asks about at the same time."""
@@ -444,7 +443,7 @@ class PaymentService:
     async def reconcile(self) -> Reconciled:
         """Look at every open payment that is due, once, and erase what is past its retention.
 
-        Stops when the budget has no room. Raises: StorageUnavailable.
+        Stops when the budget has no room, or Toss does not answer. Raises: StorageUnavailable.
         """
         looks: list[bool | None] = []
         while self._pay is not None and None not in looks and (due := await self.ledger.due(limit=AT_ONCE)):
@@ -453,18 +452,16 @@ class PaymentService:
         return Reconciled(len(looks) - looks.count(None), looks.count(True), erased)
 
     async def _look(self, order_no: str) -> bool | None:
-        """Whether it has moved; None if there is no room for more."""
+        """Whether it has moved; None if there is no use in going on."""
         taken = await self.ledger.take_check(order_no)
         if taken is None:
             return False
         try:
             payment = await self.check(order_no, cause="reconcile", lane=Lane.BACKGROUND)
-        except UpstreamBudgetExhausted:
-            return None
         except AppError as error:
             level = max(error.level, logging.WARNING)
             self._log.log(level, "payment_left_open", order_no=order_no, code=error.code)
-            return False
+            return None if is_away(error) else False
         return payment.version != taken.version
 
     async def steps(self, order_no: str) -> Sequence[PaymentStep]:

@@ -47,11 +47,11 @@ from app.purchases.tables import (
     lock_order,
     refund,
 )
-from app.toss.errors import TossError, TossRejected
+from app.toss.errors import TossError
 from app.toss.governor import Lane
 from app.toss.iap import IapApi, OrderStatus, instant_of
 from app.toss.partner import TossUser
-from app.upstream import ASK_AGAIN
+from app.upstream import ASK_AGAIN, is_away
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.35, 5.0
 """Seconds between questions while Toss does not show an order as paid; each pause is twice the one before."""
@@ -408,9 +408,9 @@ class PurchaseService:
                     .values(next_check_at=again_at)
                 )
             self._log.warning("purchase_not_checked", order_id=purchase.order_id, code=error.code)
-            if isinstance(error.__cause__, TossRejected):
-                return False  # that is about this order; the others may be answered
-            raise _CannotGoOn from error
+            if is_away(error) or error.__cause__ is None:
+                raise _CannotGoOn from error
+            return False  # that is about this order; the others may be answered
 
     async def _check(self, purchase: Purchase, *, lane: Lane) -> bool:
         """Whether this has found a refund. Nothing else that Toss may say takes a purchase away.

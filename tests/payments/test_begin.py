@@ -5,6 +5,7 @@ from contextlib import suppress
 
 import pytest
 
+from app.payments.service import AT_ONCE
 from app.reconcile import reconcile
 from tests.conftest import settings_for
 from tests.payments.shop import Shop
@@ -214,6 +215,17 @@ async def test_what_toss_does_not_know_any_more_ends_by_itself(shop):
     assert await shop.state(payment) == "CANCELED"
     assert (await shop.steps(payment))[-1].cause == "abandoned"
     assert await shop.events(payment) == []
+
+
+async def test_while_toss_is_away_the_run_ends_and_the_next_one_goes_on(shop):
+    """Else a Toss that hangs would keep the other parts of reconcile waiting for as long as there are payments."""
+    for _ in range(AT_ONCE + 2):
+        await shop.begun()
+    shop.pass_time(minutes=17)
+    spoil(shop, "html_502", "pay_status", times=AT_ONCE)
+    done = (await reconcile(shop.bff.resources)).payments
+    assert (done.moved, shop.bff.sandbox.state.count("pay_status")) == (0, AT_ONCE)
+    assert (await reconcile(shop.bff.resources)).payments.moved == 2
 
 
 async def test_what_toss_keeps_ready_for_ever_ends_here(shop):

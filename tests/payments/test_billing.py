@@ -190,6 +190,14 @@ async def test_a_key_that_nobody_permits_ends(shop):
     assert await key_state(shop, key) == "FAILED"
 
 
+async def test_while_toss_is_away_the_run_ends_and_the_next_one_goes_on(shop):
+    for _ in range(3):
+        await shop.begun_key()
+    shop.pass_time(minutes=2)
+    spoil(shop, "html_502", "billing_status")
+    assert [(await reconcile(shop.bff.resources)).billing.looked_at for _ in range(2)] == [1, 2]
+
+
 # --- Charges: once -----------------------------------------------------------------------------------------
 
 

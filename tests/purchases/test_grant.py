@@ -444,6 +444,7 @@ async def test_a_grant_counts_as_a_start(settings, sandbox):
         ("payments", True),
         ("payments/an-order/execute", True),
         ("billing-keys", True),
+        ("billing-keys/a-key/confirm", True),
         ("login", True),
         ("login/anonymous", True),
         ("cert/requests", True),

@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import pytest
 
+from app.login.tables import User
 from app.purchases.service import BATCH
 from app.purchases.tables import Purchase
 from app.resources import open_resources
@@ -130,6 +131,26 @@ async def test_without_room_the_run_ends_and_the_next_one_goes_on(bff):
     assert (await reconcile(bff)).checked == 2
     later(bff, minutes=10)
     assert (await reconcile(bff)).checked == 1
+
+
+async def test_an_answer_without_sense_is_of_its_order_alone(bff):
+    await granted(bff, await bff.log_in(), count=3)
+    later(bff, days=1, seconds=1)
+    bff.sandbox.state.order_fault("iap_status", "missing_field", field="status")
+    assert (await reconcile(bff)).checked == 3
+
+
+async def test_a_user_whose_key_cannot_be_opened_keeps_nobody_else_from_a_refund(bff):
+    lost, login = await bff.log_in("minor"), await bff.log_in()
+    of_lost = store(bff).buy("minor", SKU)
+    assert (await grant(bff, lost, of_lost)).status_code == 200
+    (order_id,) = await granted(bff, login)
+    store(bff).refund(order_id)
+    async with bff.resources.database.transaction() as session:
+        user = await session.get(User, lost.user_id)
+        user.user_key = bff.resources.vault.seal("1", user.place_of("profile"))
+    later(bff, days=1, seconds=1)
+    assert (await reconcile(bff)).refunded == 1
 
 
 async def test_while_toss_is_away_the_run_ends(bff):
