@@ -37,7 +37,7 @@ MOVES: Final[dict[PaymentState, frozenset[PaymentState]]] = {
     _S.REFUNDED: frozenset({_S.HELD}),
     _S.CANCELED: frozenset({_S.HELD}),
     _S.FAILED: frozenset({_S.HELD}),
-    _S.HELD: frozenset({_S.READY, _S.PENDING, _S.PAID, _S.REFUNDING, _S.REFUNDED, _S.CANCELED}),
+    _S.HELD: frozenset({_S.READY, _S.PENDING, _S.PAID, _S.CANCELED}),
 }
 """All that is allowed. Out of HELD a payment comes only when a person asks Toss again (`recheck`)."""
 
