@@ -356,7 +356,8 @@ class Ledger:
         if verdict.is_certain:
             return False
         if payment.is_in(PaymentState.REFUNDING) and verdict.state is PaymentState.PAID:
-            return True  # sent again by then, never given up by itself: it has been promised
+            # Ours is sent again by then, never given up by itself: it has been promised. One past us never was.
+            return payment.quiet_until is not None
         return (
             payment.is_in(PaymentState.PENDING)
             and verdict.state in (PaymentState.READY, PaymentState.FAILED)

@@ -99,7 +99,9 @@ class Payment(Charged, Base):
     version: Mapped[int]
     """Grows with every change of state: an answer of Toss about an older one is not applied."""
     quiet_until: Mapped[datetime | None] = mapped_column(Instant)
-    """Until then a call may still be under way at Toss: that it shows no effect yet proves nothing."""
+    """Until then a call may still be under way at Toss: that it shows no effect yet proves nothing.
+
+    None in REFUNDING: the refund was seen, not asked for here."""
     next_check_at: Mapped[datetime | None] = mapped_column(Instant)
     checks: Mapped[int]
     """How often Toss was asked since the last change."""
