@@ -285,7 +285,7 @@ class BillingService:
         if known is None or _was_never_sent(known[1]):
             if key.state in (_K.READY, _K.ACTIVE):
                 key = await self.check(key)
-            if key.state != _K.ACTIVE:
+            if key.state != _K.ACTIVE or key.is_test != self._is_test:
                 raise BillingKeyNotActive
         order, payment, is_new = await self._begun(key, request, idempotency_key=idempotency_key, actor=actor)
         if not is_new:

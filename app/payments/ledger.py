@@ -338,6 +338,7 @@ class Ledger:
                 self._hold(session, payment, verdict.hold_reason, cause=cause, actor=actor)
             return
         if self._proves_nothing(payment, verdict):
+            payment.toss_code = verdict.toss_code or payment.toss_code
             return
         if verdict.pay_token is not None and payment.pay_token is None:
             payment.pay_token = self._vault.seal(verdict.pay_token, payment.place_of("pay_token"))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, AwareDatetime, Field, model_validator
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, model_validator
 from typing_extensions import override
 
 from app.payments.billing import KeyState
@@ -28,6 +28,12 @@ def _reason(text: str) -> str:
     if REASON.fullmatch(text) is None:
         raise ValueError("may hold Hangul, letters, digits and _-:.^@()[]#/!%?&")
     return text
+
+
+def _is_text(value: object) -> object:
+    if not isinstance(value, str):
+        raise ValueError("must be an ISO 8601 text with its offset")  # noqa: TRY004 - pydantic's way to refuse
+    return value
 
 
 def _storable(instant: datetime) -> datetime:
@@ -59,7 +65,7 @@ class OrderRequestBody(ChargeFields):
     user_id: Annotated[str | None, Field(pattern=USER_ID)] = Field(
         None, description="Who may pay it, from the introspection; without it, whoever begins first"
     )
-    expires_at: Annotated[AwareDatetime, AfterValidator(_storable)] | None = Field(
+    expires_at: Annotated[AwareDatetime, BeforeValidator(_is_text), AfterValidator(_storable)] | None = Field(
         None, description="From then on no payment of it begins"
     )
 

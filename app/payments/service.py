@@ -262,10 +262,15 @@ class PaymentService:
         try:
             verdict = await self._verdict(payment, lane=lane)
         except TossError as error:
-            if is_unknown_payment(error):
-                verdict = self._of_unknown(payment)
-            elif is_clear_no(error) and payment.is_in(*OPEN) and self._is_old(payment):
+            is_unknown = is_unknown_payment(error)
+            if is_unknown and self._is_lost_charge(payment):
+                # Once the call is over, that means that there was none.
+                verdict = Verdict(PaymentState.FAILED, toss_code=payment.toss_code or NOT_FOUND)
+            elif (is_unknown or is_clear_no(error)) and payment.is_in(*OPEN) and self._is_old(payment):
                 return await self._stuck(payment)
+            elif is_unknown:
+                self._log.error("payment_unknown_to_toss", order_no=order_no)
+                return payment
             else:
                 raise pay_error(error) from error
         if verdict is None:
@@ -340,13 +345,6 @@ class PaymentService:
             self._log.error("payment_answer_incomplete", order_no=payment.order_no)
             return None
         return Verdict(state, pay_token=claim.pay_token, facts=facts)
-
-    def _of_unknown(self, payment: Payment) -> Verdict | None:
-        """Toss does not know it. Of a charge that means, once the call is over, that there was none."""
-        is_charge = self._is_lost_charge(payment)
-        if not is_charge:
-            self._log.error("payment_unknown_to_toss", order_no=payment.order_no)
-        return Verdict(PaymentState.FAILED, toss_code=NOT_FOUND) if is_charge else None
 
     # --- Refunding ----------------------------------------------------------------------------------------
 

@@ -4,10 +4,13 @@ import asyncio
 
 import pytest
 
+from app.errors import BillingKeyNotActive
+from app.payments.schemas import ChargeRequest, OrderRequestBody
 from app.reconcile import reconcile
+from app.resources import open_resources
 from sandbox.payments import PayStatus
 from tests.conftest import settings_for
-from tests.payments.shop import CHARGE, Shop
+from tests.payments.shop import CHARGE, ORDER, Shop
 from tests.payments.test_paying import FAULTS_AFTER
 from tests.scenarios import Bff, assert_problem
 
@@ -461,6 +464,24 @@ async def test_never_sent_and_cancelled_it_is_not_charged(embedded, sandbox):
         shop = Shop(bff, shop.login, shop.partner)
         assert_problem(await shop.charge(key), 409, "order_not_payable")
         assert charges(shop) == 1
+
+
+async def test_what_was_charged_in_a_test_is_not_paid(settings, shop):
+    """A live service, as it would be in production, on the books of a test."""
+    key = await shop.active_key()
+    await shop.charged(key, "charge-1")
+    request = ChargeRequest.model_validate(CHARGE).request(key["billingKeyId"])
+    live_pay = settings.pay.model_copy(update={"mode": "live"})
+    async with open_resources(settings.model_copy(update={"pay": live_pay})) as live:
+        for idempotency_key in ("charge-1", "charge-2"):
+            with pytest.raises(BillingKeyNotActive):
+                await live.billing.charge(
+                    key["billingKeyId"], request, idempotency_key=idempotency_key, actor="partner"
+                )
+        order = OrderRequestBody.model_validate(ORDER).request()
+        made, is_new = await live.orders.make(order, idempotency_key="charge-1", actor="partner")
+        assert (made.is_test, is_new) == (False, True)
+    assert charges(shop) == 1
 
 
 # --- Off ---------------------------------------------------------------------------------------------------

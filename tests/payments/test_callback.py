@@ -1,4 +1,4 @@
-"""Toss's payment callback: a hint. What is true of a payment, only a status query tells (apps-in-toss reference 14.4)."""
+"""Toss's payment callback is a hint: what is true, only a status query tells (apps-in-toss reference 14.4)."""
 
 import asyncio
 import itertools
@@ -285,6 +285,5 @@ async def test_a_storm_of_callbacks_while_payments_run(backend, sandbox):
         assert sum(notice.deliveries for notice in kept) >= taken
     # A question for each story about a payment at most, and one more of the payment's own.
     distinct = 3 * PAYMENTS * (1 + 3 + 2)
-    print("ASKED", toss.count("pay_status"), sizes, taken)
     assert toss.count("pay_status") <= 2 * distinct + 3 * PAYMENTS
     assert toss.count("pay_execute") == 3 * PAYMENTS

@@ -1,10 +1,12 @@
 """Money goes back once: claimed before the call, proven after it, and once promised it is seen through (G13)."""
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 
 from app.reconcile import reconcile
+from sandbox.shared import CallFailed
 from tests.conftest import settings_for
 from tests.payments.shop import Shop
 from tests.payments.test_paying import FAULTS_AFTER
@@ -292,6 +294,22 @@ async def test_paid_and_refunded_while_we_knew_nothing_both_are_told(shop):
     assert await shop.events(payment) == ["payment.paid", "payment.refunded"]
 
 
+@pytest.mark.parametrize("is_done", [True, False])
+async def test_refunded_past_us_while_it_was_held_both_are_told(shop, is_done):
+    payment = await shop.approved()
+    spoil(shop, "wrong_value", "pay_execute", field="amount")
+    assert_problem(await shop.execute(payment), 409, "payment_held")
+    shop.bff.sandbox.state.set_switches(stays_in_progress=not is_done)
+    with suppress(CallFailed):  # it is in progress
+        refund_in_toss_console(shop, payment)
+    assert (await shop.recheck(payment)).json()["state"] == ("REFUNDED" if is_done else "REFUNDING")
+    if not is_done:
+        shop.bff.sandbox.state.pay.finish(payment["payToken"])
+        assert (await shop.recheck(payment)).json()["state"] == "REFUNDED"
+    assert await shop.agreed(payment) == "REFUNDED"
+    assert await shop.events(payment) == ["payment.held", "payment.paid", "payment.refunded"]
+
+
 # --- Refunds that take time --------------------------------------------------------------------------------
 
 
@@ -331,6 +349,20 @@ async def test_in_progress_then_failed_then_refused(shop):
     await reconciled_after(shop, minutes=5)
     assert await shop.agreed(payment) == "PAID"
     assert await shop.events(payment) == ["payment.paid", "payment.refund_refused"]
+
+
+async def test_one_past_us_that_fails_is_not_sent_by_us(shop):
+    payment = await shop.paid()
+    shop.bff.sandbox.state.set_switches(stays_in_progress=True)
+    with suppress(CallFailed):  # it is in progress
+        refund_in_toss_console(shop, payment)
+    assert (await shop.recheck(payment)).json()["state"] == "REFUNDING"
+    shop.bff.sandbox.state.pay.finish(payment["payToken"], is_success=False)
+    await reconciled_after(shop, minutes=5)
+    assert await shop.agreed(payment) == "PAID"
+    assert (refund_calls(shop), await shop.events(payment)) == (0, ["payment.paid"])
+    shop.bff.sandbox.state.set_switches(stays_in_progress=False)
+    assert (await shop.refund(payment)).json()["state"] == "REFUNDED"
 
 
 # --- What may not be refunded ------------------------------------------------------------------------------
