@@ -54,6 +54,8 @@ async def examine(resources: Resources) -> AsyncIterator[Finding]:
     checks["client certificate"] = _client_certificate
     checks["toss login"] = _login
     checks["toss pay"] = _pay
+    checks["in-app purchase"] = _purchases
+    checks["events"] = _events
     for name, check in checks.items():
         try:
             async with asyncio.timeout(PATIENCE):
@@ -141,6 +143,25 @@ async def _pay(resources: Resources) -> list[Finding]:
         lacks = "no catalogue (BFF_PAY__CATALOGUE_FILE): only orders of the partner's server can be paid"
         return [*findings, _ok(check, lacks)]
     return [*findings, _ok(check, f"the catalogue has {len(resources.catalogue)} products")]
+
+
+async def _purchases(resources: Resources) -> list[Finding]:
+    """What is set. Whether the console calls the same address shows at the first subscription only."""
+    check, settings = "in-app purchase", resources.settings
+    if resources.partner_transport is None:
+        return [_ok(check, "not possible: no client certificate is configured")]
+    has_callback = settings.callbacks.iap_subscription_auth is not None
+    callback = "is served" if has_callback else "does not exist (BFF_CALLBACKS__IAP_SUBSCRIPTION_AUTH is not set)"
+    cycles = len(settings.purchases.renewal_cycles)
+    return [_ok(check, f"subscriptions with a cycle: {cycles}; the subscription callback {callback}")]
+
+
+async def _events(resources: Resources) -> list[Finding]:
+    """What is set. Whether the partner's server takes them shows at the first event only (`event_failed`)."""
+    events = resources.settings.events
+    if events.url is None:
+        return [_ok("events", "kept only (BFF_EVENTS__URL is not set)")]
+    return [_ok("events", f"delivered to {_origin(events.url)}; secrets that sign: {len(events.secrets)}")]
 
 
 async def _token(resources: Resources) -> list[Finding]:

@@ -107,7 +107,8 @@ def _free_port(whose: str, wanted: int) -> int:
             probe.bind((_HOST, port))
             found: int = probe.getsockname()[1]
             if wanted not in (found, 0):
-                print(f"Port {wanted} for {whose} is busy; using {found}.")
+                # Not to standard output: with --only a shell loads that.
+                print(f"Port {wanted} for {whose} is busy; using {found}.", file=sys.stderr)
             return found
     raise SystemExit(f"No port is free for {whose}.")
 

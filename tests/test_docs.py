@@ -1,9 +1,11 @@
 """What the documents promise is compared with the code: settings, problem codes, routes, links."""
 
+import base64
 import os
 import re
 import subprocess
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -11,6 +13,7 @@ from urllib.parse import unquote
 import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from standardwebhooks.webhooks import Webhook
 
 from app.errors import AppError
 from app.main import create_app
@@ -292,6 +295,31 @@ def test_the_routes_are_those_of_the_openapi_document(openapi, text):
 
 def test_every_scope_is_named(text):
     assert {scope for scope in Scope if f"`{scope}`" not in text} == set()
+
+
+# --- The examples -------------------------------------------------------------------------------------------
+
+
+SECRET_OF_EVENTS = "whsec_" + base64.b64encode(bytes(32)).decode()
+
+
+def test_the_example_of_a_receiver_takes_signed_events_only(text):
+    [source] = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    stored: dict[str, Any] = {}
+    names: dict[str, Any] = {"SECRET": SECRET_OF_EVENTS, "store_once": stored.__setitem__}
+    exec(source, names)
+    now, body = datetime.now(UTC), '{"id": "e1"}'
+    headers = {
+        "Webhook-Id": "e1",
+        "Webhook-Timestamp": str(int(now.timestamp())),
+        "Webhook-Signature": Webhook(SECRET_OF_EVENTS).sign("e1", now, body),
+    }
+    assert names["take"](body.encode(), headers) == 204
+    assert stored == {"e1": {"id": "e1"}}
+    assert names["take"](b'{"id": "e2"}', headers) == 401
+    assert names["take"](body.encode(), {}) == 401
+    for malformed in ("nonsense", "v1,AAA", "v1,a,b", "v1,%%%"):
+        assert names["take"](body.encode(), headers | {"Webhook-Signature": malformed}) == 401
 
 
 # --- The documents themselves -------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import trustme
+from pydantic import SecretStr
 
 from app.doctor import Finding, examine
 from app.resources import open_resources, utc_now
@@ -61,8 +62,10 @@ async def test_a_healthy_service_has_no_faults(settings, sandbox, backend):
         "toss login",
         "toss pay",
         "toss pay",
+        "in-app purchase",
+        "events",
     ]
-    assert found[-3].what == "decryption keys: 1; the unlink callback is served"
+    assert found[-5].what == "decryption keys: 1; the unlink callback is served"
     assert "TLSv1.3" in found[4].what
     assert ("not configured" in found[2].what) == (backend.name == "embedded")
     # It asks Toss for a token and for nothing else.
@@ -220,6 +223,35 @@ async def test_what_toss_pay_has_and_lacks_is_said(one, sandbox, tmp_path):
         (False, "live: money moves; recurring payment is on"),
         (False, "the catalogue has 1 products"),
     ]
+
+
+async def said(settings, check: str) -> str:
+    [finding] = [each for each in await findings(settings) if each.check == check]
+    assert not finding.is_fault
+    return finding.what
+
+
+async def test_what_in_app_purchase_has_and_lacks_is_said(one):
+    unset = one.callbacks.model_copy(update={"iap_subscription_auth": None})
+    missing = "does not exist (BFF_CALLBACKS__IAP_SUBSCRIPTION_AUTH is not set)"
+    assert (await said(one.model_copy(update={"callbacks": unset}), "in-app purchase")).endswith(missing)
+    served = unset.model_copy(update={"iap_subscription_auth": SecretStr("pa55word")})
+    cycles = one.purchases.model_copy(update={"renewal_cycles": {"membership": "MONTHLY"}})
+    both = one.model_copy(update={"callbacks": served, "purchases": cycles})
+    assert (
+        await said(both, "in-app purchase") == "subscriptions with a cycle: 1; the subscription callback is served"
+    )
+    bare = await said(one.model_copy(update={"toss": type(one.toss)()}), "in-app purchase")
+    assert "no client certificate" in bare
+
+
+async def test_where_events_go_is_said_without_path_and_secret(one):
+    nowhere = one.events.model_copy(update={"url": None, "secrets": ()})
+    kept = await said(one.model_copy(update={"events": nowhere}), "events")
+    assert kept == "kept only (BFF_EVENTS__URL is not set)"
+    there = {"url": "https://shop.example/pa55word", "secrets": (SecretStr("whsec_pa55word"),)}
+    told = one.model_copy(update={"events": one.events.model_copy(update=there)})
+    assert await said(told, "events") == "delivered to https://shop.example; secrets that sign: 1"
 
 
 async def test_toss_pay_needs_a_client_certificate(one):

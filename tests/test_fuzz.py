@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from datetime import timedelta
 
 import pytest
 
@@ -12,6 +13,7 @@ from app.server_keys import Scope
 from tests.callbacks.conftest import with_callbacks
 from tests.callbacks.toss import AUTHORIZED, VALUE, call, only_notice
 from tests.conftest import settings_for
+from tests.payments.shop import Shop
 from tests.processes import serving
 from tests.purchases.shop import SKU, grant, store
 from tests.scenarios import Bff
@@ -25,33 +27,50 @@ EXCLUDED = {
 """Every other promise of the document is checked."""
 
 
+MONEY = "^/api/v1/(payments|billing-keys|purchases|entitlements)"
+
+
 @pytest.fixture
 def served(embedded, sandbox):
-    """A real server, one finished verification, one notice, one purchase, and the credentials of every door."""
+    """A real server, one finished thing of each kind, and the credentials of every door."""
     names = ("consent_withdrawal_auth", "iap_subscription_auth", "payment_auth")
     settings = with_callbacks(settings_for(embedded, sandbox), **dict.fromkeys(names, VALUE))
+    # Nobody waits here for an order that will never be shown.
+    impatient = settings.purchases.model_copy(update={"visibility_wait": timedelta(0)})
+    settings = settings.model_copy(update={"purchases": impatient})
 
     async def prepare():
         async with Bff.running(settings, sandbox) as bff:
             await call(bff)
+            shop = await Shop.opened(bff)
             order_id = store(bff).buy("man", SKU)
-            assert (await grant(bff, await bff.log_in(), order_id)).status_code == 200
-            return await bff.completed(), await only_notice(bff), order_id, await bff.server_key(*Scope)
+            assert (await grant(bff, shop.login, order_id)).status_code == 200
+            verification, notice = await bff.completed(), await only_notice(bff)
+            known = {
+                "txId": verification.tx_id,
+                "noticeId": notice.notice_id,
+                "orderId": order_id,
+                "orderNo": (await shop.paid())["orderNo"],
+                "billingKeyId": (await shop.active_key())["billingKeyId"],
+            }
+            return known, verification.headers, shop.login.headers, await bff.server_key(*Scope)
 
-    verification, notice, order_id, key = asyncio.run(prepare())
-    credentials = {"^/api": verification.headers, "^/server": key, "^/callbacks": AUTHORIZED, "(z|metrics)$": {}}
+    known, verification, session, key = asyncio.run(prepare())
+    credentials = {
+        "^/api": verification,
+        MONEY: session,
+        "^/server": key,
+        "^/callbacks": AUTHORIZED,
+        "(z|metrics)$": {},
+    }
     with serving(settings) as server:
-        yield (
-            server.url,
-            {"txId": verification.tx_id, "noticeId": notice.notice_id, "orderId": order_id},
-            credentials,
-        )
+        yield server.url, known, credentials
 
 
 @pytest.mark.parametrize(
     "door",
-    ["^/api", "^/server", "^/callbacks", "(z|metrics)$"],
-    ids=["mini-app", "partner server", "callbacks", "health"],
+    ["^/api", MONEY, "^/server", "^/callbacks", "(z|metrics)$"],
+    ids=["mini-app", "mini-app's money", "partner server", "callbacks", "health"],
 )
 @pytest.mark.parametrize("is_known", [True, False], ids=["what is known", "anything"])
 def test_whatever_comes_is_answered_as_documented(served, tmp_path, door, is_known):

@@ -38,6 +38,8 @@ FIRST_PAUSE, LONGEST_PAUSE = timedelta(seconds=5), timedelta(hours=1)
 """Between the looks at an open payment; each pause is twice as long as the one before."""
 
 PENDING_TO_PAID: Final = (PaymentState.PENDING, PaymentState.PAID)
+MOVING: Final = frozenset({PaymentState.PENDING, PaymentState.REFUNDING})
+"""A call may be under way at Toss from the move to one of these on."""
 
 Count = Callable[[str], None]
 """Counts payments by the state that they have come to; for metrics."""
@@ -271,6 +273,7 @@ class Ledger:
 
         def change(session: AsyncSession, current: Payment) -> None:
             current.version += 1
+            current.quiet_until = self._clock() + self._quiet
             self._note(session, current, PaymentState.REFUNDING, cause="refund_again", actor=None, detail=None)
 
         return await self._claimed(payment.order_no, PaymentState.REFUNDING, change, version=payment.version)
@@ -290,7 +293,6 @@ class Ledger:
             if state is PaymentState.REFUNDING and self._is_quiet(payment):
                 return None
             change(session, payment)
-            payment.quiet_until = self._clock() + self._quiet
         return payment
 
     def _is_quiet(self, payment: Payment) -> bool:
@@ -345,7 +347,10 @@ class Ledger:
         has_come_true = verdict.state is PaymentState.REFUNDED or (state, verdict.state) == PENDING_TO_PAID
         if verdict.toss_code is not None and not has_come_true:
             payment.toss_code = verdict.toss_code
-        for step in way(state, verdict.state):
+        steps = way(state, verdict.state)
+        if state is PaymentState.HELD and steps == (PaymentState.PAID,) and payment.is_refund_promised:
+            steps += (PaymentState.REFUNDING,)
+        for step in steps:
             if step is PaymentState.HELD:
                 self._hold(session, payment, f"{state}:{verdict.state}", cause=cause, actor=actor)
             else:
@@ -356,10 +361,10 @@ class Ledger:
         if verdict.is_certain:
             return False
         if payment.is_in(PaymentState.REFUNDING) and verdict.state is PaymentState.PAID:
-            # Ours is sent again by then, never given up by itself: it has been promised. One past us never was.
-            return payment.quiet_until is not None
+            # If it has been promised, it is sent again by then, never given up by itself.
+            return payment.is_refund_promised
         return (
-            payment.is_in(PaymentState.PENDING)
+            payment.is_in(PaymentState.PENDING, PaymentState.HELD)
             and verdict.state in (PaymentState.READY, PaymentState.FAILED)
             and self._is_quiet(payment)
         )
@@ -385,13 +390,16 @@ class Ledger:
         event = self._event_of(payment, before, to, is_refused=detail is not None)
         payment.state, payment.changed_at, payment.checks = to, now, 0
         payment.version += 1
-        payment.quiet_until = None
+        if to is not PaymentState.HELD:  # a call that is under way goes on through a hold
+            payment.quiet_until = now + self._quiet if to in MOVING else None
         payment.next_check_at = now + FIRST_CHECK[to] if to in OPEN else None
         if to in OVER:
             payment.open_key = None
-        if to in (PaymentState.PENDING, PaymentState.REFUNDING):
+        if to in MOVING:
             payment.toss_code = None  # what was refused before is asked for anew
         if to is PaymentState.PAID:
+            if before is PaymentState.REFUNDING:
+                payment.refund_reason = None
             payment.paid_at = payment.paid_at or now
         if to is PaymentState.REFUNDED:
             payment.refunded_at = payment.refunded_at or now

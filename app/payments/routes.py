@@ -234,7 +234,15 @@ async def recheck_payment(order_no: OrderNo, payments: PaymentsDep, partner: Pay
 @partner_server.post(
     "/payments/{orderNo}/refund",
     responses=documented(
-        *ALWAYS, *PARTNER, *TOSS, PaymentNotFound, PaymentRefused, PaymentHeld, RefundNotPossible, RefundRefused
+        *ALWAYS,
+        *PARTNER,
+        *TOSS,
+        PaymentNotFound,
+        PaymentRefused,
+        PaymentHeld,
+        PaymentInProgress,
+        RefundNotPossible,
+        RefundRefused,
     )
     | UNDECIDED,
 )

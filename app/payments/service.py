@@ -353,8 +353,8 @@ class PaymentService:
     async def refund(self, order_no: str, *, reason: str, actor: str) -> Payment:
         """Give all of it back. Asked for again, it is the same refund: REFUNDED, or REFUNDING while nobody knows.
 
-        Raises: PaymentNotFound, RefundNotPossible, RefundRefused, PaymentHeld, TossNotConfigured, and what a call
-        raises that was never sent.
+        Raises: PaymentNotFound, RefundNotPossible, RefundRefused, PaymentHeld, TossNotConfigured, PaymentInProgress
+        while one that was made in Toss's console is under way, and what a call raises that was never sent.
         """
         self._api()
         payment = await self.ledger.get(order_no)
@@ -367,6 +367,8 @@ class PaymentService:
                 raise PaymentHeld
             if not payment.is_in(PaymentState.REFUNDING, PaymentState.REFUNDED):
                 raise RefundNotPossible
+            if payment.is_in(PaymentState.REFUNDING) and not payment.is_refund_promised:
+                raise PaymentInProgress(retry_after=ASK_AGAIN)  # somebody else's, which may come to nothing
             return payment
         await self._checkpoint("refund_claimed")
         try:

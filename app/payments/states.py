@@ -65,8 +65,8 @@ SEEN: Final[dict[str, PaymentState]] = {
 def way(state: PaymentState, seen: PaymentState) -> tuple[PaymentState, ...]:
     """The moves, one after the other, by which a payment gets to what Toss was seen to say. Empty: none is needed.
 
-    A refund that was made past us (in Toss's console) goes by way of PAID. What cannot be true of a payment in
-    `state` leads to HELD, and out of HELD nowhere.
+    A refund of which we did not know that it was paid, or that was made past us (in Toss's console), goes by way of
+    PAID. What cannot be true of a payment in `state` leads to HELD, and out of HELD nowhere.
     """
     if seen is state or (state in OVER and seen in (_S.READY, *OVER)):
         return ()  # of what is over for us, Toss may still think that it could be paid; we never will

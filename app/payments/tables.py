@@ -99,9 +99,7 @@ class Payment(Charged, Base):
     version: Mapped[int]
     """Grows with every change of state: an answer of Toss about an older one is not applied."""
     quiet_until: Mapped[datetime | None] = mapped_column(Instant)
-    """Until then a call may still be under way at Toss: that it shows no effect yet proves nothing.
-
-    None in REFUNDING: the refund was seen, not asked for here."""
+    """Until then a call may still be under way at Toss: that it shows no effect yet proves nothing."""
     next_check_at: Mapped[datetime | None] = mapped_column(Instant)
     checks: Mapped[int]
     """How often Toss was asked since the last change."""
@@ -116,6 +114,7 @@ class Payment(Charged, Base):
     """Toss's last no."""
     hold_reason: Mapped[str | None] = mapped_column(String(32))
     refund_reason: Mapped[Sealed | None] = mapped_column(SealedColumn)
+    """None once Toss has refused it: then there is nothing to keep trying."""
     refund_by: Mapped[str | None] = mapped_column(String(16))
     """Id of the server key that asked for it."""
     refund_asked_at: Mapped[datetime | None] = mapped_column(Instant)
@@ -124,6 +123,11 @@ class Payment(Charged, Base):
 
     def place_of(self, column: str) -> Place:
         return Place(self.__tablename__, column, self.order_no)
+
+    @property
+    def is_refund_promised(self) -> bool:
+        """Whether we were asked for a refund and have not said no; of one in Toss's console we know nothing."""
+        return self.refund_reason is not None
 
     def is_in(self, *states: PaymentState) -> bool:
         return self.state in states

@@ -1,5 +1,8 @@
 """What a mini-app, its user and the partner's server do about money, each in one call."""
 
+import base64
+import json
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -14,7 +17,20 @@ from app.payments.tables import Payment, PaymentStep
 from app.server_keys import Scope
 from sandbox.billing import BillingKey as TossBillingKey
 from sandbox.payments import Payment as TossPayment
+from tests.conftest import PAYMENT_AUTH
 from tests.scenarios import Bff, Login
+
+CALLBACK = "/callbacks/toss/payment"
+FROM_TOSS = {"Authorization": "Basic " + base64.b64encode(PAYMENT_AUTH.encode()).decode()}
+
+NOT_PAID = {None, "PAY_STANDBY", "PAY_APPROVED", "PAY_CANCEL"}
+AT_TOSS = {
+    "PAID": {"PAY_COMPLETE", "SETTLEMENT_COMPLETE"},
+    "REFUNDED": {"REFUND_SUCCESS", "SETTLEMENT_REFUND_COMPLETE"},
+    "CANCELED": NOT_PAID,
+    "FAILED": NOT_PAID,
+}
+"""What Toss's books say (None: nothing) when ours are right."""
 
 ORDER = {"description": "회원권 1년", "amount": 12000, "amountTaxFree": 0}
 CHARGE = {"description": "월 구독", "amount": 9900, "amountTaxFree": 0}
@@ -27,6 +43,8 @@ class Shop:
     bff: Bff
     login: Login
     partner: dict[str, str] = field(default_factory=dict)
+    prepared: dict[str, Any] = field(default_factory=dict)
+    """The payment or billing key that the next call is about."""
 
     @classmethod
     async def opened(cls, bff: Bff, user: str = "man") -> "Shop":
@@ -177,3 +195,42 @@ class Shop:
         async with self.bff.resources.database.transaction() as session:
             query = select(Event.type).where(Event.subject == payment["orderNo"]).order_by(Event.position)
             return list((await session.scalars(query)).all())
+
+    async def rows(self) -> Sequence[Payment]:
+        """All that there are, the oldest first."""
+        assert self.bff.resources is not None
+        async with self.bff.resources.database.transaction() as session:
+            return (await session.scalars(select(Payment).order_by(Payment.order_no))).all()
+
+    async def told(self) -> dict[str, list[str]]:
+        """As `events`, of every payment."""
+        assert self.bff.resources is not None
+        told = defaultdict(list)
+        async with self.bff.resources.database.transaction() as session:
+            for event in await session.scalars(select(Event).order_by(Event.position)):
+                told[event.subject].append(event.type)
+        return told
+
+    async def call_back(self, body: object, **headers: str) -> httpx2.Response:
+        """Toss calls, with a body of JSON or of anything."""
+        content = body if isinstance(body, bytes) else json.dumps(body, ensure_ascii=False).encode()
+        return await self.bff.http.post(CALLBACK, content=content, headers=FROM_TOSS | headers)
+
+    async def assert_books_agree(self) -> None:
+        """Everything is over, ours and Toss's books say the same, and money went each way once at most."""
+        told = await self.told()
+        theirs = {payment.order_no: payment for payment in self.bff.sandbox.state.pay.payments()}
+        ours = {payment.order_no: payment for payment in await self.rows()}
+        assert theirs.keys() <= ours.keys()
+        for order_no, own in ours.items():
+            toss, events = theirs.get(order_no), told[order_no]
+            counts = (toss.executions, toss.refunds) if toss else (0, 0)
+            assert (toss and toss.status.value) in AT_TOSS[own.state], (own.state, toss)
+            assert counts == {"PAID": (1, 0), "REFUNDED": (1, 1)}.get(own.state, (0, 0)), own.state
+            assert (events.count("payment.paid"), events.count("payment.refunded")) == counts, events
+            if toss is not None:
+                assert (own.amount, own.is_test) == (toss.amount, toss.is_test)
+            if toss is not None and toss.executions:
+                assert (own.paid_amount, own.transaction_id) == (toss.paid_amount, toss.pay_transaction)
+        paid = [payment.order_id for payment in ours.values() if payment.order_id and payment.paid_at]
+        assert len(paid) == len(set(paid)), "an order was paid twice"

@@ -85,6 +85,19 @@ async def test_found_as_something_else_it_goes_to_nobody(shop, field):
     await given_up(shop, "upstream_timeout")
 
 
+async def test_found_as_over_it_goes_to_nobody(shop):
+    state = shop.bff.sandbox.state
+    spoil(shop, "reset_after")
+    spoil(shop, "hold_before", "pay_status")
+    asking = asyncio.create_task(shop.begin(productId="rice"))
+    await asyncio.to_thread(state.wait_until, lambda toss: toss.held("pay_status") == 1)
+    (payment,) = at_toss(shop)
+    state.pay.cancel(payment.pay_token)
+    state.release()
+    assert_problem(await asking, 504, "upstream_timeout")
+    assert (await shop.only_payment())["state"] == "CANCELED"
+
+
 # --- Refusals ----------------------------------------------------------------------------------------------
 
 REFUSALS = {

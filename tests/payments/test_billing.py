@@ -8,6 +8,7 @@ from app.errors import BillingKeyNotActive
 from app.payments.schemas import ChargeRequest, OrderRequestBody
 from app.reconcile import reconcile
 from app.resources import open_resources
+from sandbox.payments import PayStatus
 from tests.conftest import settings_for
 from tests.payments.shop import CHARGE, ORDER, Shop
 from tests.payments.test_paying import FAULTS_AFTER
@@ -365,6 +366,22 @@ async def test_in_progress_then_done_or_failed(shop):
     assert [await shop.agreed(each) for each in (done, failed)] == ["PAID", "CANCELED"]
     assert await shop.events(failed) == ["payment.failed"]
     assert charges(shop) == 2
+
+
+async def test_a_charge_never_waits_for_its_user(shop):
+    """Whatever Toss calls it: a user could execute what is READY."""
+    key, pay = await shop.active_key(), shop.bff.sandbox.state.pay
+    shop.bff.sandbox.state.set_switches(stays_in_progress=True)
+    charge = (await shop.charge(key)).json()
+    pay._named(charge["orderNo"]).status = PayStatus.APPROVED
+    shop.bff.clock.advance(seconds=90)
+    await reconcile(shop.bff.resources)
+    assert await shop.state(charge) == "PENDING"
+    pay._named(charge["orderNo"]).status = PayStatus.PROGRESS
+    pay.finish(charge["orderNo"])
+    shop.bff.clock.advance(seconds=90)
+    await reconcile(shop.bff.resources)
+    assert await shop.agreed(charge) == "PAID"
 
 
 # --- Charges: refusals -------------------------------------------------------------------------------------

@@ -39,6 +39,13 @@ async def test_an_order_is_made_once_for_each_key(shop):
     assert first.json()["isTest"] is True
 
 
+async def test_an_instant_is_the_same_however_it_is_written(shop):
+    first = await shop.order(expiresAt="2030-01-01T09:00:00+09:00")
+    again = await shop.order(expiresAt="2030-01-01T00:00:00Z")
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert first.json() == again.json()
+
+
 async def test_fifty_at_once_are_one_order(shop):
     answers = await asyncio.gather(*(shop.order() for _ in range(50)))
     assert sorted(answer.status_code for answer in answers) == [200] * 49 + [201]

@@ -430,6 +430,18 @@ async def test_a_refund_of_something_else_is_not_ours(shop, field):
     assert await shop.agreed(payment) == "REFUNDED"
 
 
+async def test_held_and_released_nothing_is_told_twice(shop):
+    payment = await shop.paid()
+    for last in ("PAID", "REFUNDED"):
+        if last == "REFUNDED":
+            await shop.refund(payment)
+        spoil(shop, "wrong_value", "pay_status", field="amount")
+        assert (await shop.recheck(payment)).json()["holdReason"] == "amount"
+        assert (await shop.recheck(payment)).json()["state"] == last
+    assert await shop.agreed(payment) == "REFUNDED"
+    assert await shop.events(payment) == ["payment.paid", "payment.held", "payment.refunded", "payment.held"]
+
+
 # --- Charges -----------------------------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ import httpx2
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from sandbox.__main__ import _free_port
 from sandbox.crypto import rsa_key_from_text
 from sandbox.purchases import PRODUCTS
 
@@ -88,6 +89,15 @@ def test_what_is_kept_outlives_a_restart(state_dir):
         first, second = (re.search(rf"^export {name}=(.*)$", each, re.MULTILINE).group(1) for each in said)
         assert first == second
     assert (state_dir / "catalogue.json").read_text(encoding="utf-8") == own
+
+
+def test_what_is_said_of_a_busy_port_is_not_among_what_a_shell_loads(capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert _free_port("the page", taken.getsockname()[1]) != taken.getsockname()[1]
+    out, err = capsys.readouterr()
+    assert (out, "is busy" in err) == ("", True)
 
 
 def test_a_busy_port_is_said_and_replaced(state_dir):

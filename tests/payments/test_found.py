@@ -1,0 +1,75 @@
+"""What tests/payments/test_machine.py has found, each as a plain story."""
+
+import pytest
+
+from app.reconcile import reconcile
+from tests.payments.shop import Shop
+from tests.scenarios import assert_problem
+
+
+def refund_in_console(shop: Shop, payment) -> None:
+    toss = shop.at_toss(payment)
+    shop.bff.sandbox.state.set_switches(stays_in_progress=True)
+    with pytest.raises(Exception, match="in progress"):
+        shop.bff.sandbox.state.pay.refund(toss.app, toss.user, pay_token=toss.pay_token, is_test=True)
+    shop.bff.sandbox.state.set_switches(stays_in_progress=False)
+
+
+async def test_a_refund_that_was_promised_is_made_even_if_the_payment_is_held_meanwhile(shop):
+    payment, toss = await shop.paid(), shop.bff.sandbox.state
+    toss.order_fault("pay_refund", "reset_before")
+    assert (await shop.refund(payment)).status_code == 202
+    toss.order_fault("pay_status", "wrong_value", field="amount")
+    assert (await shop.recheck(payment)).json()["state"] == "HELD"
+    assert (await shop.recheck(payment)).json()["state"] == "REFUNDING"
+    await reconcile(shop.bff.resources)
+    assert toss.count("pay_refund") == 1  # the first one may still be under way
+    shop.bff.clock.advance(seconds=61)
+    await reconcile(shop.bff.resources)
+    assert await shop.events(payment) == ["payment.paid", "payment.held", "payment.refunded"]
+    await shop.assert_books_agree()
+
+
+@pytest.mark.parametrize("was_refused_before", [False, True])
+async def test_a_refund_in_the_console_that_fails_is_not_made_by_us(shop, was_refused_before):
+    payment, toss = await shop.paid(), shop.bff.sandbox.state
+    if was_refused_before:
+        toss.order_fault("pay_refund", "fail_200", code="REFUND_EXCEED_DAILY")
+        assert_problem(await shop.refund(payment), 409, "refund_refused")
+    refund_in_console(shop, payment)
+    assert (await shop.recheck(payment)).json()["state"] == "REFUNDING"
+    assert_problem(await shop.refund(payment), 409, "payment_in_progress")
+    toss.pay.finish(payment["orderNo"], is_success=False)
+    calls = toss.count("pay_refund")
+    shop.bff.clock.advance(seconds=61)
+    await reconcile(shop.bff.resources)
+    assert await shop.state(payment) == "PAID"
+    assert toss.count("pay_refund") == calls
+    assert "payment.refunded" not in await shop.events(payment)
+    assert (await shop.refund(payment)).json()["state"] == "REFUNDED"
+    await shop.assert_books_agree()
+
+
+async def test_that_it_was_paid_is_told_before_that_it_was_refunded(shop):
+    payment = await shop.approved()
+    shop.bff.sandbox.state.order_fault("pay_execute", "wrong_value", field="amount")
+    assert_problem(await shop.execute(payment), 409, "payment_held")
+    refund_in_console(shop, payment)
+    shop.bff.sandbox.state.pay.finish(payment["orderNo"])
+    assert (await shop.recheck(payment)).json()["state"] == "REFUNDED"
+    assert await shop.events(payment) == ["payment.held", "payment.paid", "payment.refunded"]
+    await shop.assert_books_agree()
+
+
+async def test_out_of_a_hold_nothing_is_executed_again_while_the_first_call_may_be_under_way(shop):
+    payment, toss = await shop.approved(), shop.bff.sandbox.state
+    toss.order_fault("pay_execute", "reset_before")
+    assert (await shop.execute(payment)).status_code == 202
+    toss.order_fault("pay_status", "wrong_value", field="amount")
+    assert (await shop.recheck(payment)).json()["state"] == "HELD"
+    assert (await shop.recheck(payment)).json()["state"] == "HELD"  # that Toss shows no effect yet proves nothing
+    assert_problem(await shop.execute(payment), 409, "payment_held")
+    shop.bff.clock.advance(seconds=61)
+    assert (await shop.recheck(payment)).json()["state"] == "READY"
+    assert (await shop.execute(payment)).json()["state"] == "PAID"
+    await shop.assert_books_agree()
