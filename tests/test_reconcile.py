@@ -13,6 +13,9 @@ PARTS = {
     "notice": {"notices"},
     "app_user": {"departed"},
     "login_exchange": {"purged"},
+    "payment": {"payments"},
+    "billing_key": {"billing"},
+    "purchase": {"purchases"},
     "event": {"events"},
 }
 """What cannot run without a table."""
