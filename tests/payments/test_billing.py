@@ -266,9 +266,12 @@ async def test_lost_with_the_status_away_too_reconcile_finds_out(shop):
     assert (await shop.refund(answer.json())).json()["state"] == "REFUNDED"
 
 
-@pytest.mark.parametrize("not_found", ["fail", "http_404"])
+@pytest.mark.parametrize("not_found", ["fail", "http_404", "http_404_of_a_new_name"])
 async def test_lost_before_the_effect_it_has_failed_once_nothing_can_be_under_way(shop, not_found):
-    shop.bff.sandbox.state.set_switches(status_not_found=not_found)
+    if not_found in {"fail", "http_404"}:
+        shop.bff.sandbox.state.set_switches(status_not_found=not_found)
+    else:
+        spoil(shop, "fail", "pay_status", code="NO_SUCH_PAYMENT", http_status=404, times=3)
     key = await shop.active_key()
     spoil(shop, "reset_before")
     for _ in range(2):
