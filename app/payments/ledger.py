@@ -154,7 +154,7 @@ class Ledger:
             if current is not None:
                 if current.is_in(PaymentState.READY):
                     return current, False
-                if current.is_in(PaymentState.PENDING) or self._is_quiet(current):
+                if current.is_in(PaymentState.PENDING) or self._is_being_made(current):
                     raise PaymentInProgress(retry_after=ASK_AGAIN)
                 if not current.is_in(PaymentState.CREATED):
                     raise OrderNotPayable
@@ -178,7 +178,7 @@ class Ledger:
                 raise OrderNotFound
             current = await session.scalar(select(Payment).where(Payment.open_key == order_id).with_for_update())
             if current is not None:
-                if current.is_in(PaymentState.PENDING) or self._is_quiet(current):
+                if current.is_in(PaymentState.PENDING) or self._is_being_made(current):
                     raise PaymentInProgress(retry_after=ASK_AGAIN)
                 if not current.is_in(PaymentState.CREATED, PaymentState.READY):
                     raise OrderNotPayable
@@ -290,10 +290,15 @@ class Ledger:
             payment = await session.get(Payment, order_no, with_for_update=True)
             if payment is None or not payment.is_in(state) or version not in (None, payment.version):
                 return None
+            if payment.is_test != self._is_test:
+                return None
             if state is PaymentState.REFUNDING and self._is_quiet(payment):
                 return None
             change(session, payment)
         return payment
+
+    def _is_being_made(self, payment: Payment) -> bool:
+        return payment.is_in(PaymentState.CREATED) and self._is_quiet(payment)
 
     def _is_quiet(self, payment: Payment) -> bool:
         return payment.quiet_until is not None and self._clock() < payment.quiet_until
@@ -340,14 +345,7 @@ class Ledger:
         if self._proves_nothing(payment, verdict):
             payment.toss_code = verdict.toss_code or payment.toss_code
             return
-        if verdict.pay_token is not None and payment.pay_token is None:
-            payment.pay_token = self._vault.seal(verdict.pay_token, payment.place_of("pay_token"))
-        for column, value in verdict.facts.items():
-            if value is not None:
-                setattr(payment, column, value)
-        has_come_true = verdict.state is PaymentState.REFUNDED or (state, verdict.state) == PENDING_TO_PAID
-        if verdict.toss_code is not None and not has_come_true:
-            payment.toss_code = verdict.toss_code
+        self._learn(payment, verdict)
         steps = way(state, verdict.state)
         if state is PaymentState.HELD and steps == (PaymentState.PAID,) and payment.is_refund_promised:
             steps += (PaymentState.REFUNDING,)
@@ -356,6 +354,17 @@ class Ledger:
                 self._hold(session, payment, f"{state}:{verdict.state}", cause=cause, actor=actor)
             else:
                 self._move(session, payment, step, cause=cause, actor=actor, detail=verdict.toss_code)
+
+    def _learn(self, payment: Payment, verdict: Verdict) -> None:
+        """What an answer says beside the state."""
+        if verdict.pay_token is not None and payment.pay_token is None:
+            payment.pay_token = self._vault.seal(verdict.pay_token, payment.place_of("pay_token"))
+        for column, value in verdict.facts.items():
+            if value is not None:
+                setattr(payment, column, value)
+        has_come_true = verdict.state is PaymentState.REFUNDED or (payment.state, verdict.state) == PENDING_TO_PAID
+        if verdict.toss_code is not None and not has_come_true:
+            payment.toss_code = verdict.toss_code
 
     def _proves_nothing(self, payment: Payment, verdict: Verdict) -> bool:
         """An effect that has not been seen yet may still come, while a call may be under way at Toss."""
@@ -470,7 +479,8 @@ class Ledger:
         async with self._database.transaction() as session:
             found = await session.scalars(
                 select(Payment.order_no)
-                .where(Payment.next_check_at <= self._clock())
+                # Those of the other mode have their turn when it is set again: in this one Toss does not know them.
+                .where(Payment.next_check_at <= self._clock(), Payment.is_test == self._is_test)
                 .order_by(Payment.next_check_at)
                 .limit(limit)
             )
@@ -482,6 +492,8 @@ class Ledger:
         async with self._database.transaction() as session:
             payment = await session.get(Payment, order_no, with_for_update=True)
             if payment is None or payment.next_check_at is None or payment.next_check_at > now:
+                return None
+            if payment.is_test != self._is_test:
                 return None
             payment.next_check_at = now + pause_after(payment.checks, first=FIRST_PAUSE, longest=LONGEST_PAUSE)
             payment.checks += 1

@@ -462,6 +462,9 @@ class PaymentService:
             level = max(error.level, logging.WARNING)
             self._log.log(level, "payment_left_open", order_no=order_no, code=error.code)
             return None if is_away(error) else False
+        except Exception as error:  # noqa: BLE001 - one payment must not keep the others
+            self._log.error("payment_left_open", order_no=order_no, cause=type(error).__name__)
+            return False
         return payment.version != taken.version
 
     async def steps(self, order_no: str) -> Sequence[PaymentStep]:

@@ -216,7 +216,7 @@ async def test_what_came_is_kept_sealed(shop):
 # --- A storm -------------------------------------------------------------------------------------------------
 
 PAYMENTS = 20
-SPACE = 32 * 1024 * 1024
+SPACE = 16 * 1024 * 1024
 """By which a server may grow while it lives through the same storm for the second and third time."""
 
 
@@ -253,7 +253,7 @@ async def through_a_storm(shop: Shop, limit: int) -> Counter[int]:
         while executed.status_code == 503:  # too much for the database at this moment
             executed = await shop.execute(payment)
         assert executed.status_code in (200, 202), executed.text
-        return answers + await weather(shop, payment, number, limit)
+        return answers
 
     return sum(await asyncio.gather(*itertools.starmap(one, enumerate(payments))), Counter())
 
@@ -271,8 +271,8 @@ async def test_a_storm_of_callbacks_while_payments_run(backend, sandbox):
                 answers += await through_a_storm(shop, limit)
                 sizes.append(resident(server))
     taken = answers.pop(200)
-    assert answers.pop(503, 0) + taken == 3 * PAYMENTS * 24
-    assert answers == {413: 3 * PAYMENTS * 6, 401: 3 * PAYMENTS * 6}
+    assert answers.pop(503, 0) + taken == 3 * PAYMENTS * 12
+    assert answers == {413: 3 * PAYMENTS * 3, 401: 3 * PAYMENTS * 3}
     assert max(sizes) - sizes[0] < SPACE
     async with Bff.running(settings, sandbox) as bff:
         shop.bff = bff
@@ -283,7 +283,7 @@ async def test_a_storm_of_callbacks_while_payments_run(backend, sandbox):
         kept = await notices(bff)
         assert {notice.state for notice in kept} == {"HANDLED"}
         assert sum(notice.deliveries for notice in kept) >= taken
-    # A question for each story about a payment at most, and one more of the payment's own.
-    distinct = 3 * PAYMENTS * (1 + 3 + 2)
-    assert toss.count("pay_status") <= 2 * distinct + 3 * PAYMENTS
+    # Each story about a payment is asked about once; one more is its own, if the answer of execute was lost.
+    stories = 1 + 3 + 2
+    assert toss.count("pay_status") <= 3 * PAYMENTS * (stories + 1)
     assert toss.count("pay_execute") == 3 * PAYMENTS

@@ -343,11 +343,20 @@ class World:
 
     # --- Toss ---------------------------------------------------------------------------------------------
 
-    async def in_progress(self, is_so: bool) -> None:  # noqa: FBT001 - actions are tuples
-        """From now on money stays on its way until `finish`."""
-        self._toss.set_switches(stays_in_progress=is_so)
+    async def keep_in_progress(self) -> None:
+        """From now on money stays on its way until it arrives or fails to."""
+        self._toss.set_switches(stays_in_progress=True)
 
-    async def finish(self, number: int, is_success: bool) -> None:  # noqa: FBT001 - see above
+    async def let_through(self) -> None:
+        self._toss.set_switches(stays_in_progress=False)
+
+    async def arrive(self, number: int) -> None:
+        self._finish(number, is_success=True)
+
+    async def fail(self, number: int) -> None:
+        self._finish(number, is_success=False)
+
+    def _finish(self, number: int, *, is_success: bool) -> None:
         if payment := _one_of(self._toss.pay.payments(), number):
             with suppress(NotPossible):
                 self._toss.pay.finish(payment.order_no, is_success=is_success)
@@ -550,8 +559,8 @@ NO_STATUS = LOSSES.map(lambda it: [("fault", "pay_status", *it)]) | RIDDLES.map(
 STOPPED = st.tuples(DEATHS, WHICH).map(lambda it: [("stop_at", it[0][0]), (it[0][1], it[1])])
 ODD = weighted(
     st.just([("unreachable",)]),
-    alone(st.just("in_progress"), st.booleans()),
-    alone(st.just("finish"), WHICH, st.booleans()),
+    st.sampled_from([[("keep_in_progress",)], [("let_through",)]]),
+    alone(st.sampled_from(["arrive", "fail"]), WHICH),
     alone(st.just("forge"), WHICH, FORGED),
     st.just([("perform_late",)]),
 )
@@ -586,21 +595,35 @@ async def play(world: World, story: list[list[tuple[Any, ...]]]) -> None:
     await world.assert_settles()
 
 
-def many(examples_: int, actions: Any) -> Any:
+def stories(parts: Any, *, count: int) -> Any:
+    """That many of them, the same ones in every run."""
+
     def decorated(test: Any) -> Any:
         chosen = examples(
-            max_examples=examples_,
+            max_examples=count,
             deadline=None,
             derandomize=True,
             # The world is begun anew for each example, but for the servers.
             suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
         )
-        return chosen(given(st.lists(actions, min_size=SHORTEST, max_size=LONGEST))(test))
+        return chosen(given(story=st.lists(parts, min_size=SHORTEST, max_size=LONGEST))(test))
 
     return decorated
 
 
 @pytest.mark.parametrize("backend", ["embedded"], indirect=True)
-@many(60, TRUE)
-async def test_whatever_happens_the_books_agree(world, actions):
-    await play(world, actions)
+@stories(TRUE, count=50)
+async def test_whatever_happens_the_books_agree(world, story):
+    await play(world, story)
+
+
+@pytest.mark.parametrize("backend", ["embedded"], indirect=True)
+@stories(WITH_LIES, count=20)
+async def test_whatever_toss_says_what_is_not_so_is_held_until_a_person_asks_again(world, story):
+    await play(world, story)
+
+
+@pytest.mark.parametrize("backend", ["production"], indirect=True)
+@stories(WITH_LIES, count=12)
+async def test_with_postgresql_and_redis_too(world, story):
+    await play(world, story)
