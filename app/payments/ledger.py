@@ -92,7 +92,7 @@ class Ledger:
         self._vault = vault
         self._outbox = outbox
         self._clock = clock
-        self._is_test = is_test
+        self.is_test = is_test
         self._order_prefix = order_prefix
         self._quiet = quiet
         self._count = count
@@ -188,7 +188,7 @@ class Ledger:
     def _may_pay(self, order: Order, payer: Payer) -> bool:
         return (
             order.billing_key_id is None
-            and order.is_test == self._is_test
+            and order.is_test == self.is_test
             and order.user_id in (None, payer.user_id)
             and order.owner_hash in (None, payer.owner_hash)
         )
@@ -219,10 +219,10 @@ class Ledger:
         **about: str,
     ) -> Payment:
         now = self._clock()
-        parts = (SAME_ORDER_NO_PREFIX[self._is_test], self._order_prefix, time_ordered_id(now))
+        parts = (SAME_ORDER_NO_PREFIX[self.is_test], self._order_prefix, time_ordered_id(now))
         payment = Payment(
             order_no="-".join(part for part in parts if part),
-            is_test=self._is_test,
+            is_test=self.is_test,
             order_id=order_id,
             open_key=order_id,
             user_id=payer.user_id,
@@ -290,7 +290,7 @@ class Ledger:
             payment = await session.get(Payment, order_no, with_for_update=True)
             if payment is None or not payment.is_in(state) or version not in (None, payment.version):
                 return None
-            if payment.is_test != self._is_test:
+            if payment.is_test != self.is_test:
                 return None
             if state is PaymentState.REFUNDING and self._is_quiet(payment):
                 return None
@@ -480,7 +480,7 @@ class Ledger:
             found = await session.scalars(
                 select(Payment.order_no)
                 # Those of the other mode have their turn when it is set again: in this one Toss does not know them.
-                .where(Payment.next_check_at <= self._clock(), Payment.is_test == self._is_test)
+                .where(Payment.next_check_at <= self._clock(), Payment.is_test == self.is_test)
                 .order_by(Payment.next_check_at)
                 .limit(limit)
             )
@@ -493,7 +493,7 @@ class Ledger:
             payment = await session.get(Payment, order_no, with_for_update=True)
             if payment is None or payment.next_check_at is None or payment.next_check_at > now:
                 return None
-            if payment.is_test != self._is_test:
+            if payment.is_test != self.is_test:
                 return None
             payment.next_check_at = now + pause_after(payment.checks, first=FIRST_PAUSE, longest=LONGEST_PAUSE)
             payment.checks += 1

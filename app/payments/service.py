@@ -174,6 +174,8 @@ class PaymentService:
         """
         pay = self._api()
         payment = await self.of(order_no, owner_hash=owner_hash)
+        if self._is_of_other_mode(payment):
+            raise PaymentEnded("it was made in the other mode, test or live")
         pay_token = self.ledger.pay_token_of(payment)
         toss_user = self.ledger.toss_user_of(payment)
         claimed = await self.ledger.claim_execution(order_no) if pay_token is not None else None
@@ -257,6 +259,8 @@ class PaymentService:
         """
         self._api()
         payment = await self.ledger.get(order_no)
+        if self._is_of_other_mode(payment):
+            return payment
         if payment.is_in(PaymentState.CREATED):
             return await self._give_up(payment)
         try:
@@ -304,6 +308,10 @@ class PaymentService:
             return await self._abandon(payment)
         unknown = Verdict(PaymentState.HELD, hold_reason="outcome_unknown")
         return await self.ledger.settle(payment.order_no, unknown, cause="stuck", version=payment.version)
+
+    def _is_of_other_mode(self, payment: Payment) -> bool:
+        """In this one, Toss does not know it."""
+        return payment.is_test is not self.ledger.is_test
 
     def _is_lost_charge(self, payment: Payment) -> bool:
         return payment.is_in(PaymentState.PENDING) and payment.pay_token is None

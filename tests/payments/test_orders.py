@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import func, select
 
-from app.errors import OrderNotFound
+from app.errors import OrderNotFound, PaymentEnded
 from app.payments.ledger import Payer
 from app.payments.tables import Order
 from app.reconcile import reconcile
@@ -335,8 +335,11 @@ async def test_test_and_live_are_kept_apart(settings, shop):
         assert (payment.state, payment.is_test) == ("PAID", False)
         assert payment.order_no.startswith("live-shopA-")
         assert shop.bff.sandbox.state.pay.payment(pay_token).mode == "LIVE"
-        await live.payments.execute(tested["orderNo"], owner_hash=payer.owner_hash)
+        with pytest.raises(PaymentEnded):
+            await live.payments.execute(tested["orderNo"], owner_hash=payer.owner_hash)
+        live.payments.ledger._clock = lambda: shop.bff.clock() + timedelta(days=2)
         await reconcile(live)
+        assert (await live.payments.check(tested["orderNo"], cause="recheck", actor="key")).state == "READY"
     assert tested["orderNo"].startswith("test-")
     assert (shop.at_toss(tested).mode, shop.at_toss(tested).executions) == ("TEST", 0)
 
