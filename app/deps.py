@@ -13,6 +13,7 @@ from typing_extensions import override
 from app.callbacks.authorization import is_authentic
 from app.callbacks.inbox import Inbox
 from app.cert.service import CertService, Holder, LoggedIn, PartnerServer
+from app.customer import Customer
 from app.departure import Departure
 from app.errors import (
     CallbackUnauthorized,
@@ -27,10 +28,10 @@ from app.events.delivery import Delivery
 from app.login.service import LoginService
 from app.login.sessions import TOKEN_PREFIX, LiveSession
 from app.payments.billing import BillingService
-from app.payments.ledger import Ledger, Payer
+from app.payments.ledger import Ledger
 from app.payments.orders import Orders
 from app.payments.service import PaymentService
-from app.purchases.service import Owner, PurchaseService
+from app.purchases.service import PurchaseService
 from app.resources import Resources
 from app.server_keys import Scope
 from app.settings import CallbackSettings, Settings
@@ -145,14 +146,6 @@ async def _session(
 SessionDep = Annotated[LiveSession, Depends(_session)]
 
 
-def _buyer(live: SessionDep, login: LoginDep) -> Owner:
-    user = live.user
-    return Owner(user.user_id, user.key_hash, login.toss_user_of(user))
-
-
-BuyerDep = Annotated[Owner, Depends(_buyer)]
-
-
 async def _owner(
     request: Request,
     login: LoginDep,
@@ -165,12 +158,12 @@ async def _owner(
     return LoggedIn(live.session.session_id, live.user.user_id)
 
 
-def _payer(live: SessionDep, login: LoginDep) -> Payer:
+def _customer(live: SessionDep, login: LoginDep) -> Customer:
     """Whom Toss is told is paying: from the session only, never from what a mini-app says."""
-    return Payer(live.user.user_id, live.user.key_hash, login.toss_user_of(live.user))
+    return Customer(live.user.user_id, live.user.key_hash, login.toss_user_of(live.user))
 
 
-PayerDep = Annotated[Payer, Depends(_payer)]
+CustomerDep = Annotated[Customer, Depends(_customer)]
 
 
 def _idempotency_key(

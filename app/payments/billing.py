@@ -15,6 +15,7 @@ import structlog
 from sqlalchemy import ColumnElement, delete, select, update
 from sqlalchemy.exc import IntegrityError
 
+from app.customer import Customer
 from app.database import Database, pause_after
 from app.errors import (
     AppError,
@@ -26,7 +27,7 @@ from app.errors import (
     TossNotConfigured,
 )
 from app.payments.catalogue import Catalogue
-from app.payments.ledger import Ledger, Payer, Verdict
+from app.payments.ledger import Ledger, Verdict
 from app.payments.orders import OrderRequest, Orders, latest
 from app.payments.refusals import is_clear_no, is_unknown_user, pay_error, refused
 from app.payments.service import PaymentService, as_it_is
@@ -120,7 +121,7 @@ class BillingService:
 
     # --- Keys ---------------------------------------------------------------------------------------------
 
-    async def create(self, payer: Payer, product_id: str) -> tuple[BillingKey, str]:
+    async def create(self, payer: Customer, product_id: str) -> tuple[BillingKey, str]:
         """A key that the user may now permit in Toss's sheet, and its wrappedToken.
 
         Raises: ProductNotFound, PaymentRefused, TossNotConfigured, and what a failed call raises. A lost answer
@@ -135,7 +136,7 @@ class BillingService:
             billing_key_id=str(uuid.uuid4()),
             is_test=self._is_test,
             user_id=payer.user_id,
-            owner_hash=payer.owner_hash,
+            key_hash=payer.key_hash,
             product_desc=product.description,
             state=_K.CREATED,
             next_check_at=now + FIRST_PAUSE,
@@ -154,10 +155,10 @@ class BillingService:
         sealed = self._vault.seal(wrapped_token, key.place_of("wrapped_token"))
         return await self._move(key, _K.READY, wrapped_token=sealed), wrapped_token
 
-    async def of(self, billing_key_id: str, *, owner_hash: str) -> BillingKey:
+    async def of(self, billing_key_id: str, *, key_hash: str) -> BillingKey:
         """Raises: BillingKeyNotFound, also for somebody else's."""
         key = await self.get(billing_key_id)
-        if key.owner_hash != owner_hash:
+        if key.key_hash != key_hash:
             raise BillingKeyNotFound
         return key
 
@@ -175,8 +176,8 @@ class BillingService:
             found = await session.scalars(select(BillingKey).where(which).order_by(BillingKey.created_at.desc()))
             return found.all()
 
-    async def of_owner(self, owner_hash: str) -> Sequence[BillingKey]:
-        return await self._list(BillingKey.owner_hash == owner_hash)
+    async def of_owner(self, key_hash: str) -> Sequence[BillingKey]:
+        return await self._list(BillingKey.key_hash == key_hash)
 
     async def of_user(self, user_id: str) -> Sequence[BillingKey]:
         return await self._list(BillingKey.user_id == user_id)
@@ -330,7 +331,7 @@ class BillingService:
 
         Raises: BillingKeyNotActive, also when it was ended since Toss was asked; OrderNotPayable.
         """
-        payer = Payer(key.user_id, key.owner_hash, self._toss_user_of(key))
+        payer = Customer(key.user_id, key.key_hash, self._toss_user_of(key))
         known = await self._known(request, idempotency_key)
         if known is not None and not _was_never_sent(known[1]):
             return *known, False

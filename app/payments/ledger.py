@@ -8,8 +8,8 @@ from typing import Any, Final
 import structlog
 from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
-from typing_extensions import override
 
+from app.customer import Customer
 from app.database import Database, LateWrites, pause_after, time_ordered_id
 from app.errors import OrderNotFound, OrderNotPayable, PaymentInProgress, PaymentNotFound, SealedDataUnreadable
 from app.events.outbox import Outbox
@@ -43,19 +43,6 @@ MOVING: Final = frozenset({PaymentState.PENDING, PaymentState.REFUNDING})
 
 Count = Callable[[str], None]
 """Counts payments by the state that they have come to; for metrics."""
-
-
-@dataclass(frozen=True)
-class Payer:
-    """Who pays, in plain values: payments know nothing of logins."""
-
-    user_id: str
-    owner_hash: str
-    toss_user: TossUser
-
-    @override
-    def __repr__(self) -> str:
-        return f"Payer({self.user_id})"
 
 
 @dataclass(frozen=True)
@@ -137,11 +124,11 @@ class Ledger:
 
     # --- Beginning ----------------------------------------------------------------------------------------
 
-    async def open_for_product(self, payer: Payer, product_id: str, charge: Charge) -> Payment:
+    async def open_for_product(self, payer: Customer, product_id: str, charge: Charge) -> Payment:
         async with self._database.transaction() as session:
             return self._add(session, payer, charge, PaymentState.CREATED, product_id=product_id)
 
-    async def open_for_order(self, payer: Payer, order_id: str) -> tuple[Payment, bool]:
+    async def open_for_order(self, payer: Customer, order_id: str) -> tuple[Payment, bool]:
         """The one payment of this order that may still come to something, and whether it is new.
 
         Raises: OrderNotFound, also for somebody else's; OrderNotPayable; PaymentInProgress.
@@ -163,7 +150,7 @@ class Ledger:
             now = self._clock()
             if order.canceled_at is not None or (order.expires_at is not None and now >= order.expires_at):
                 raise OrderNotPayable
-            order.owner_hash = payer.owner_hash
+            order.key_hash = payer.key_hash
             payment = self._add(session, payer, order.charge(), PaymentState.CREATED, order_id=order_id)
         return payment, True
 
@@ -185,16 +172,16 @@ class Ledger:
                 self._move(session, current, PaymentState.CANCELED, cause="order_canceled", actor=actor)
             order.canceled_at = order.canceled_at or self._clock()
 
-    def _may_pay(self, order: Order, payer: Payer) -> bool:
+    def _may_pay(self, order: Order, payer: Customer) -> bool:
         return (
             order.billing_key_id is None
             and order.is_test == self.is_test
             and order.user_id in (None, payer.user_id)
-            and order.owner_hash in (None, payer.owner_hash)
+            and order.key_hash in (None, payer.key_hash)
         )
 
     def charge_in(
-        self, session: AsyncSession, payer: Payer, order: Order, *, billing_key_id: str, actor: str
+        self, session: AsyncSession, payer: Customer, order: Order, *, billing_key_id: str, actor: str
     ) -> Payment:
         """A charge to a billing key, in the transaction that makes its order; it is as good as being executed."""
         return self._add(
@@ -210,7 +197,7 @@ class Ledger:
     def _add(
         self,
         session: AsyncSession,
-        payer: Payer,
+        payer: Customer,
         charge: Charge,
         state: PaymentState,
         *,
@@ -226,7 +213,7 @@ class Ledger:
             order_id=order_id,
             open_key=order_id,
             user_id=payer.user_id,
-            owner_hash=payer.owner_hash,
+            key_hash=payer.key_hash,
             product_desc=charge.product_desc,
             amount=charge.amount,
             amount_tax_free=charge.amount_tax_free,

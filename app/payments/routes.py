@@ -8,11 +8,11 @@ from app.deps import (
     NO_STORE,
     BillingCharger,
     BillingDep,
+    CustomerDep,
     IdempotencyKeyDep,
     LedgerDep,
     OrderCreator,
     OrdersDep,
-    PayerDep,
     PaymentReader,
     PaymentRefunder,
     PaymentsDep,
@@ -101,7 +101,7 @@ def _accepted(response: Response, payment: Payment) -> None:
         PaymentInProgress,
     ),
 )
-async def begin_payment(body: BeginRequest, payer: PayerDep, payments: PaymentsDep) -> BegunPaymentBody:
+async def begin_payment(body: BeginRequest, payer: CustomerDep, payments: PaymentsDep) -> BegunPaymentBody:
     """A payment of a product or of an order. Then `checkoutPayment` with its `payToken`, then `execute`."""
     if body.product_id is not None:
         return BegunPaymentBody.begun(*await payments.begin_for_product(payer, body.product_id))
@@ -116,7 +116,7 @@ async def execute_payment(
     order_no: OrderNo, live: SessionDep, payments: PaymentsDep, response: Response
 ) -> PaymentBody:
     """Move the money, once, however often it is asked for."""
-    payment = await payments.execute(order_no, owner_hash=live.user.key_hash)
+    payment = await payments.execute(order_no, key_hash=live.user.key_hash)
     _accepted(response, payment)
     return PaymentBody.of(payment)
 
@@ -124,7 +124,7 @@ async def execute_payment(
 @mini_app.get("/payments/{orderNo}", responses=documented(*MINE, PaymentNotFound, SealedDataUnreadable))
 async def get_payment(order_no: OrderNo, live: SessionDep, payments: PaymentsDep) -> PaymentBody:
     """While it is PENDING, Toss is asked anew now and then."""
-    return PaymentBody.of(await payments.seen_by_owner(order_no, owner_hash=live.user.key_hash))
+    return PaymentBody.of(await payments.seen_by_owner(order_no, key_hash=live.user.key_hash))
 
 
 @mini_app.post(
@@ -132,7 +132,9 @@ async def get_payment(order_no: OrderNo, live: SessionDep, payments: PaymentsDep
     status_code=201,
     responses=documented(*MINE, *TOSS, ProductNotFound, PaymentRefused),
 )
-async def begin_billing_key(body: BillingKeyRequest, payer: PayerDep, billing: BillingDep) -> BegunBillingKeyBody:
+async def begin_billing_key(
+    body: BillingKeyRequest, payer: CustomerDep, billing: BillingDep
+) -> BegunBillingKeyBody:
     """Then `requestTossPayPaysBilling` with its `wrappedToken`, then `confirm`."""
     return BegunBillingKeyBody.begun(*await billing.create(payer, body.product_id))
 
@@ -145,7 +147,7 @@ async def confirm_billing_key(
     billing_key_id: BillingKeyId, live: SessionDep, billing: BillingDep
 ) -> BillingKeyBody:
     """Ask Toss whether the user has permitted it."""
-    key = await billing.of(billing_key_id, owner_hash=live.user.key_hash)
+    key = await billing.of(billing_key_id, key_hash=live.user.key_hash)
     return BillingKeyBody.of(await billing.check(key))
 
 
@@ -162,7 +164,7 @@ async def remove_my_billing_key(
     billing_key_id: BillingKeyId, live: SessionDep, billing: BillingDep
 ) -> BillingKeyBody:
     """From now on nothing is charged to it. If Toss does not confirm, it is asked again later by itself."""
-    key = await billing.of(billing_key_id, owner_hash=live.user.key_hash)
+    key = await billing.of(billing_key_id, key_hash=live.user.key_hash)
     return BillingKeyBody.of(await billing.remove(key))
 
 

@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol
 
 import structlog
 
+from app.customer import Customer
 from app.errors import (
     AppError,
     OrderNotPayable,
@@ -25,7 +26,7 @@ from app.errors import (
     TossNotConfigured,
 )
 from app.payments.catalogue import MAX_AMOUNT, Catalogue
-from app.payments.ledger import Ledger, Payer, Verdict
+from app.payments.ledger import Ledger, Verdict
 from app.payments.refusals import NOT_FOUND, is_clear_no, is_clear_no_to_refund, is_unknown_payment, pay_error
 from app.payments.states import MOVED, OPEN, OVER, SEEN, Ours, PaymentState, contradiction, is_proof
 from app.payments.tables import MAX_METHOD, MAX_REFERENCE, Payment, PaymentStep
@@ -93,7 +94,7 @@ class PaymentService:
 
     # --- Beginning ----------------------------------------------------------------------------------------
 
-    async def begin_for_product(self, payer: Payer, product_id: str) -> tuple[Payment, str]:
+    async def begin_for_product(self, payer: Customer, product_id: str) -> tuple[Payment, str]:
         """A payment that the user may now authenticate, and its payToken.
 
         Raises: ProductNotFound, PaymentRefused, PaymentEnded, TossNotConfigured, and what a failed call to Toss
@@ -105,7 +106,7 @@ class PaymentService:
             raise ProductNotFound
         return await self._make(pay, await self.ledger.open_for_product(payer, product_id, product.charge()))
 
-    async def begin_for_order(self, payer: Payer, order_id: str) -> tuple[Payment, str]:
+    async def begin_for_order(self, payer: Customer, order_id: str) -> tuple[Payment, str]:
         """As `begin_for_product`. Begun twice, it is the same payment, unless the first has ended.
 
         Raises: OrderNotFound, OrderNotPayable, PaymentInProgress, and as above.
@@ -165,7 +166,7 @@ class PaymentService:
 
     # --- Executing ----------------------------------------------------------------------------------------
 
-    async def execute(self, order_no: str, *, owner_hash: str) -> Payment:
+    async def execute(self, order_no: str, *, key_hash: str) -> Payment:
         """Move the money of a payment that the user has authenticated. Of many callers one does it; the others get
         the payment as it is: PAID, or PENDING while nobody knows.
 
@@ -173,7 +174,7 @@ class PaymentService:
         and what a call raises that was never sent.
         """
         pay = self._api()
-        payment = await self.of(order_no, owner_hash=owner_hash)
+        payment = await self.of(order_no, key_hash=key_hash)
         if self._is_of_other_mode(payment):
             raise PaymentEnded("it was made in the other mode, test or live")
         pay_token = self.ledger.pay_token_of(payment)
@@ -235,16 +236,16 @@ class PaymentService:
 
     # --- Finding out --------------------------------------------------------------------------------------
 
-    async def of(self, order_no: str, *, owner_hash: str) -> Payment:
+    async def of(self, order_no: str, *, key_hash: str) -> Payment:
         """Raises: PaymentNotFound, also for somebody else's."""
         payment = await self.ledger.get(order_no)
-        if payment.owner_hash != owner_hash:
+        if payment.key_hash != key_hash:
             raise PaymentNotFound
         return payment
 
-    async def seen_by_owner(self, order_no: str, *, owner_hash: str) -> Payment:
+    async def seen_by_owner(self, order_no: str, *, key_hash: str) -> Payment:
         """As `of`. Somebody who waits for an open outcome has Toss asked, within the pace of the looks."""
-        payment = await self.of(order_no, owner_hash=owner_hash)
+        payment = await self.of(order_no, key_hash=key_hash)
         if payment.is_in(PaymentState.PENDING, PaymentState.REFUNDING) and self._pay is not None:
             due = await self.ledger.take_check(order_no)
             payment = await self._looked_at(due, cause="look") if due is not None else payment

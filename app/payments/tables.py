@@ -56,7 +56,7 @@ class Order(Charged, Base):
     """The partner's own name for it."""
     user_id: Mapped[str | None] = mapped_column(String(36))
     """Who may pay it; None: whoever comes first."""
-    owner_hash: Mapped[str | None] = mapped_column(String(64))
+    key_hash: Mapped[str | None] = mapped_column(String(64))
     """Who has come first."""
     billing_key_id: Mapped[str | None] = mapped_column(String(36))
     created_at: Mapped[datetime] = mapped_column(Instant)
@@ -90,7 +90,7 @@ class Payment(Charged, Base):
     open_key: Mapped[str | None] = mapped_column(String(36))
     """The order, unless this payment is over: an order has one payment at a time."""
     user_id: Mapped[str] = mapped_column(String(36))
-    owner_hash: Mapped[str] = mapped_column(String(64))
+    key_hash: Mapped[str] = mapped_column(String(64))
     """Of the user's key at Toss: stays the same for who leaves and comes back."""
     toss_user: Mapped[Sealed] = mapped_column(SealedColumn)
     """Whom Toss is told with every call, also about a refund long after (decision 0019)."""
@@ -165,7 +165,7 @@ class BillingKey(Base):
     billing_key_id: Mapped[str] = mapped_column(String(36), primary_key=True)
     is_test: Mapped[bool]
     user_id: Mapped[str] = mapped_column(String(36))
-    owner_hash: Mapped[str] = mapped_column(String(64))
+    key_hash: Mapped[str] = mapped_column(String(64))
     toss_user: Mapped[Sealed] = mapped_column(SealedColumn)
     product_desc: Mapped[str] = mapped_column(String(255))
     wrapped_token: Mapped[Sealed | None] = mapped_column(SealedColumn)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
 
-from app.deps import NO_STORE, BuyerDep, LoginDep, PurchaseReader, PurchasesDep, SessionDep
+from app.deps import NO_STORE, CustomerDep, LoginDep, PurchaseReader, PurchasesDep, SessionDep
 from app.errors import (
     AppError,
     PurchaseFailed,
@@ -45,7 +45,7 @@ partner_server = APIRouter(prefix="/server/v1", tags=["In-app purchase (partner 
         PurchaseRefunded,
     ),
 )
-async def grant_purchase(order_id: OrderId, purchases: PurchasesDep, buyer: BuyerDep) -> PurchaseBody:
+async def grant_purchase(order_id: OrderId, purchases: PurchasesDep, buyer: CustomerDep) -> PurchaseBody:
     """For `processProductGrant`, and for each of `getPendingOrders`: after a 200 answer `true`, every time.
 
     Waits while Toss does not show the order as paid, for less than the 30 seconds that the SDK gives.

@@ -12,8 +12,8 @@ from typing import Any
 import structlog
 from sqlalchemy import ColumnElement, delete, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
-from typing_extensions import override
 
+from app.customer import Customer
 from app.database import Database
 from app.errors import (
     AppError,
@@ -76,19 +76,6 @@ class Rules:
     refund_check_every: timedelta
     refund_watch: timedelta
     retention: timedelta
-
-
-@dataclass(frozen=True)
-class Owner:
-    """Whose purchase it is, or is to be."""
-
-    user_id: str
-    key_hash: str
-    toss_user: TossUser
-
-    @override
-    def __repr__(self) -> str:
-        return f"Owner({self.user_id})"
 
 
 @dataclass(frozen=True)
@@ -157,7 +144,7 @@ class PurchaseService:
 
     # --- Granting -----------------------------------------------------------------------------------------
 
-    async def grant(self, order_id: str, owner: Owner) -> Purchase:
+    async def grant(self, order_id: str, owner: Customer) -> Purchase:
         """Give an order that Toss shows as paid to the first user who presents it; again, it is the same success.
 
         Calls for one order and user at once share one wait, which goes on when the callers are gone.
@@ -178,7 +165,7 @@ class PurchaseService:
         if not task.cancelled():
             task.exception()  # whoever asked for it may be gone
 
-    async def _grant(self, order_id: str, owner: Owner) -> Purchase:
+    async def _grant(self, order_id: str, owner: Customer) -> Purchase:
         known = await self._find(order_id)
         if known is not None:
             return self._answer(known, owner)
@@ -225,7 +212,7 @@ class PurchaseService:
         except TossError as error:
             raise app_error(error) from error
 
-    async def _record(self, order_id: str, owner: Owner, said: OrderStatus) -> Purchase:
+    async def _record(self, order_id: str, owner: Customer, said: OrderStatus) -> Purchase:
         if said.sku is None:
             raise UpstreamInvalid
         now = self._clock()
@@ -262,7 +249,7 @@ class PurchaseService:
         self._log.info("purchase_recorded", order_id=order_id, user_id=owner.user_id, state=recorded.state)
         return recorded
 
-    def _answer(self, purchase: Purchase, owner: Owner) -> Purchase:
+    def _answer(self, purchase: Purchase, owner: Customer) -> Purchase:
         if purchase.key_hash != owner.key_hash:
             raise PurchaseNotFound
         if purchase.state == PurchaseState.REFUNDED:

@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import func, select
 
+from app.customer import Customer
 from app.errors import OrderNotFound, PaymentEnded
-from app.payments.ledger import Payer
 from app.payments.tables import Order
 from app.reconcile import reconcile
 from app.resources import open_resources
@@ -325,18 +325,18 @@ async def test_test_and_live_are_kept_apart(settings, shop):
     order_id = await shop.ordered()
     tested = await shop.approved(productId="rice")
     row = await shop.row(tested)
-    payer = Payer(row.user_id, row.owner_hash, shop.bff.resources.payments.ledger.toss_user_of(row))
+    payer = Customer(row.user_id, row.key_hash, shop.bff.resources.payments.ledger.toss_user_of(row))
     async with open_resources(with_pay(settings, mode="live", order_prefix="shopA")) as live:
         with pytest.raises(OrderNotFound):
             await live.payments.begin_for_order(payer, order_id)
         payment, pay_token = await live.payments.begin_for_product(payer, "rice")
         shop.bff.sandbox.state.pay.authenticate(pay_token)
-        payment = await live.payments.execute(payment.order_no, owner_hash=payer.owner_hash)
+        payment = await live.payments.execute(payment.order_no, key_hash=payer.key_hash)
         assert (payment.state, payment.is_test) == ("PAID", False)
         assert payment.order_no.startswith("live-shopA-")
         assert shop.bff.sandbox.state.pay.payment(pay_token).mode == "LIVE"
         with pytest.raises(PaymentEnded):
-            await live.payments.execute(tested["orderNo"], owner_hash=payer.owner_hash)
+            await live.payments.execute(tested["orderNo"], key_hash=payer.key_hash)
         live.payments.ledger._clock = lambda: shop.bff.clock() + timedelta(days=2)
         await reconcile(live)
         assert (await live.payments.check(tested["orderNo"], cause="recheck", actor="key")).state == "READY"
