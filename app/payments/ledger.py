@@ -15,7 +15,7 @@ from app.errors import OrderNotFound, OrderNotPayable, PaymentInProgress, Paymen
 from app.events.outbox import Outbox
 from app.events.tables import EventType
 from app.payments.states import MOVED, MOVES, OPEN, OVER, PaymentState, way
-from app.payments.tables import Order, Payment, PaymentStep
+from app.payments.tables import Order, Payment, PaymentStep, charged
 from app.toss.partner import TossUser
 from app.toss.pay import Charge
 from app.upstream import ASK_AGAIN
@@ -214,13 +214,6 @@ class Ledger:
             open_key=order_id,
             user_id=payer.user_id,
             key_hash=payer.key_hash,
-            product_desc=charge.product_desc,
-            amount=charge.amount,
-            amount_tax_free=charge.amount_tax_free,
-            amount_taxable=charge.amount_taxable,
-            amount_vat=charge.amount_vat,
-            amount_service_fee=charge.amount_service_fee,
-            options=dict(charge.options),
             state=state,
             version=1,
             quiet_until=now + self._quiet,
@@ -228,6 +221,7 @@ class Ledger:
             checks=0,
             created_at=now,
             changed_at=now,
+            **charged(charge),
             **about,
         )
         payment.toss_user = self._vault.seal(payer.toss_user.dump(), payment.place_of("toss_user"))

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.database import Database, time_ordered_id
 from app.errors import IdempotencyKeyReused, InvalidRequest, OrderNotFound, TossNotConfigured
 from app.payments.states import OVER, PaymentState
-from app.payments.tables import Order, Payment
+from app.payments.tables import Order, Payment, charged
 from app.toss.pay import Charge
 from app.vault import Vault
 
@@ -77,7 +77,7 @@ class Orders:
         return known
 
     def add_in(self, session: AsyncSession, request: OrderRequest, *, idempotency_key: str, actor: str) -> Order:
-        now, charge = self._clock(), request.charge
+        now = self._clock()
         order = Order(
             order_id=time_ordered_id(now),
             is_test=self._is_test,
@@ -89,13 +89,7 @@ class Orders:
             billing_key_id=request.billing_key_id,
             created_at=now,
             expires_at=request.expires_at,
-            product_desc=charge.product_desc,
-            amount=charge.amount,
-            amount_tax_free=charge.amount_tax_free,
-            amount_taxable=charge.amount_taxable,
-            amount_vat=charge.amount_vat,
-            amount_service_fee=charge.amount_service_fee,
-            options=dict(charge.options),
+            **charged(request.charge),
         )
         session.add(order)
         return order
@@ -105,9 +99,8 @@ class Orders:
         return self._vault.hash("idempotency_key", f"{self._is_test}\x1f{idempotency_key}")
 
     def _request_hash(self, request: OrderRequest) -> str:
-        charge = request.charge
         content: dict[str, Any] = {
-            "charge": {**vars(charge), "options": dict(charge.options)},
+            "charge": charged(request.charge),
             "reference": request.reference,
             "user_id": request.user_id,
             "expires_at": request.expires_at.isoformat() if request.expires_at else None,

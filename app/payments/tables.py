@@ -39,6 +39,11 @@ class Charged:
         )
 
 
+def charged(charge: Charge) -> dict[str, Any]:
+    """The columns of `Charged`."""
+    return {**vars(charge), "options": dict(charge.options)}
+
+
 class Order(Charged, Base):
     """What the partner's server wants paid, or charged to a billing key: once, however many payments it takes."""
 

@@ -1,5 +1,7 @@
 """What tests/payments/test_machine.py has found, each as a plain story."""
 
+import asyncio
+
 import pytest
 
 from app.reconcile import reconcile
@@ -73,3 +75,17 @@ async def test_out_of_a_hold_nothing_is_executed_again_while_the_first_call_may_
     assert (await shop.recheck(payment)).json()["state"] == "READY"
     assert (await shop.execute(payment)).json()["state"] == "PAID"
     await shop.assert_books_agree()
+
+
+async def test_what_was_given_up_while_toss_was_asked_is_not_handed_out(shop):
+    toss = shop.bff.sandbox.state
+    toss.order_fault("pay_make", "reset_after")
+    toss.order_fault("pay_status", "hold")
+    beginning = asyncio.create_task(shop.begin(productId="americano"))
+    await asyncio.to_thread(toss.wait_until, lambda state: state.held("pay_status") == 1)
+    shop.bff.clock.advance(seconds=61)
+    await reconcile(shop.bff.resources)
+    toss.release()
+    assert_problem(await beginning, 409, "payment_ended")
+    (payment,) = await shop.rows()
+    assert payment.state == "CANCELED"
