@@ -214,6 +214,12 @@ def settings_for(backend: Backend, sandbox: SandboxServer, **cert: object) -> Se
     )
 
 
+def patient(settings: Settings) -> Settings:
+    """With time for fifty callers at once, who wait for one another at SQLite."""
+    database = settings.database.model_copy(update={"timeout": timedelta(seconds=30)})
+    return settings.model_copy(update={"database": database})
+
+
 @pytest.fixture
 def settings(backend, sandbox) -> Settings:
     return settings_for(backend, sandbox)

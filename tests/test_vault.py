@@ -166,8 +166,8 @@ def test_every_column_with_personal_data_is_sealed():
         },
         "server_key": {"key_id", "name", "key_hash", "scopes", "created_at", "expires_at", "revoked_at"},
         "event": {
-            "position", "event_id", "type", "subject", "data", "occurred_at", "state", "attempts", "next_attempt_at",
-            "give_up_at", "lease_id", "lease_until", "last_status", "delivered_at",
+            "position", "event_id", "type", "subject", "data", "occurred_at", "state", "attempts",
+            "next_attempt_at", "give_up_at", "lease_id", "lease_until", "last_status", "delivered_at",
         },
         "purchase": {
             "order_id", "user_id", "key_hash", "sku", "state", "toss_status", "granted_at", "refunded_at",

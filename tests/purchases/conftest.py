@@ -1,20 +1,15 @@
 """A BFF whose patience costs no time."""
 
-from datetime import timedelta
-
 import pytest
 
 from app.settings import Settings
-from tests.conftest import settings_for
+from tests.conftest import patient, settings_for
 from tests.purchases.shop import Patience
 
 
 @pytest.fixture
 def settings(backend, sandbox) -> Settings:
-    """With time for fifty callers at once, who wait for one another at SQLite."""
-    made = settings_for(backend, sandbox)
-    patient = made.database.model_copy(update={"timeout": timedelta(seconds=30)})
-    return made.model_copy(update={"database": patient})
+    return patient(settings_for(backend, sandbox))
 
 
 @pytest.fixture
