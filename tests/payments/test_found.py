@@ -1,4 +1,4 @@
-"""What tests/payments/test_machine.py has found, each as a plain story."""
+"""What tests/payments/test_machine.py has found, or may miss in a short run, each as a plain story."""
 
 import asyncio
 
@@ -89,3 +89,27 @@ async def test_what_was_given_up_while_toss_was_asked_is_not_handed_out(shop):
     assert_problem(await beginning, 409, "payment_ended")
     (payment,) = await shop.rows()
     assert payment.state == "CANCELED"
+
+
+async def test_an_answer_about_what_has_changed_meanwhile_is_dropped(shop):
+    payment, toss = await shop.paid(), shop.bff.sandbox.state
+    toss.order_fault("pay_status", "hold")
+    rechecking = asyncio.create_task(shop.recheck(payment))
+    await asyncio.to_thread(toss.wait_until, lambda state: state.held("pay_status") == 1)
+    assert (await shop.refund(payment)).json()["state"] == "REFUNDED"
+    toss.release()
+    assert (await rechecking).json()["state"] == "REFUNDED"
+    assert await shop.events(payment) == ["payment.paid", "payment.refunded"]
+
+
+async def test_an_order_is_not_cancelled_while_its_payment_may_cost_money(shop):
+    order_id = (await shop.order()).json()["orderId"]
+    payment, toss = await shop.approved(orderId=order_id), shop.bff.sandbox.state
+    toss.order_fault("pay_execute", "reset_after")
+    toss.order_fault("pay_status", "html_502")
+    assert (await shop.execute(payment)).status_code == 202
+    path = f"/orders/{order_id}"
+    assert_problem(await shop.as_partner("DELETE", path), 409, "payment_in_progress")
+    await reconcile(shop.bff.resources)
+    assert_problem(await shop.as_partner("DELETE", path), 409, "order_not_payable")
+    await shop.assert_books_agree()

@@ -261,6 +261,11 @@ class World:
         if len(self._begun) > begun:
             await self.pay(-1)
 
+    async def buy_order(self, number: int) -> None:
+        begun = len(self._begun)
+        await self.begin_order(number)
+        await self.pay(-1 if len(self._begun) > begun else number)
+
     async def pay(self, number: int) -> None:
         """As the page does: authenticate, then execute."""
         await self.authenticate(number)
@@ -478,7 +483,7 @@ async def _already(answer: Any) -> Any:
 WHICH = st.sampled_from([-1, -1, -1, 0, 1, 2])
 TROUBLED = st.sampled_from(
     [
-        *[("pay_execute", "buy")] * 3,
+        *[("pay_execute", "buy"), ("pay_execute", "buy_order")] * 2,
         *[("pay_refund", "refund")] * 3,
         *[("billing_execute", "charge")] * 2,
         *[("pay_make", "begin_order"), ("pay_make", "buy"), ("pay_status", "recheck"), ("pay_status", "call_back")],
@@ -532,8 +537,8 @@ DEATHS = st.sampled_from(
     ]
 )
 """A checkpoint, and who comes by."""
-USER = st.sampled_from([*["buy"] * 4, *["begin_order", "pay"] * 2, "execute", "authenticate", "look"])
-PARTNER = st.sampled_from([*["refund"] * 3, *["order", "charge"] * 2, "cancel_order", "recheck"])
+USER = st.sampled_from([*["buy"] * 4, *["buy_order", "pay"] * 2, "begin_order", "execute", "authenticate", "look"])
+PARTNER = st.sampled_from([*["refund"] * 3, *["order", "charge", "cancel_order"] * 2, "recheck"])
 TOSS = st.sampled_from(["settle", "refund_in_console", *["call_back"] * 3, "cancel_in_sheet"])
 FORGED = st.sampled_from(["PAY_COMPLETE", "PAY_CANCEL", "REFUND_SUCCESS"])
 WAITS = st.sampled_from([6, 15, 30, 61, 600, 901, 90_000])
@@ -548,7 +553,15 @@ def alone(*parts: Any) -> Any:
     return st.tuples(*parts).map(lambda action: [action])
 
 
-ACTION = weighted(*[alone(USER, WHICH)] * 3, *[alone(PARTNER, WHICH)] * 2, alone(TOSS, WHICH))
+ACTION = weighted(
+    *[alone(USER, WHICH)] * 3,
+    *[alone(PARTNER, WHICH)] * 2,
+    alone(TOSS, WHICH),
+    alone(st.just("forge"), WHICH, FORGED),
+)
+SLOW = st.tuples(TROUBLED, st.sampled_from(["hold", "hold_before"]), WHICH, ACTION).map(
+    lambda it: [("fault", it[0][0], it[1], {}), (it[0][1], it[2]), *it[3], ("release",)]
+)
 LOST = st.tuples(TROUBLED, LOSSES, WHICH).map(lambda it: [("fault", it[0][0], *it[1]), (it[0][1], it[2])])
 REFUSED = st.tuples(NOES, WHICH).map(
     lambda it: [("fault", it[0][0], "fail_200", {"code": it[0][1]}), (it[0][2], it[1])]
@@ -561,13 +574,16 @@ ODD = weighted(
     st.just([("unreachable",)]),
     st.sampled_from([[("keep_in_progress",)], [("let_through",)]]),
     alone(st.sampled_from(["arrive", "fail"]), WHICH),
-    alone(st.just("forge"), WHICH, FORGED),
     st.just([("perform_late",)]),
 )
 PROCESS = st.sampled_from([[("crash",)], [("crash",)], [("release",)]])
 TIME = weighted(st.just([("reconcile",)]), alone(st.just("wait"), WAITS))
 TRUE = weighted(
-    *[ACTION] * 4, *[LOST] * 3, REFUSED, *[NO_STATUS] * 2, *[STOPPED] * 2, ODD, *[PROCESS] * 2, *[TIME] * 2
+    *[ACTION] * 4,
+    *[LOST] * 3,
+    *[NO_STATUS, STOPPED, SLOW, PROCESS, TIME] * 2,
+    REFUSED,
+    ODD,
 )
 WITH_LIES = weighted(*[TRUE] * 4, LIES)
 SHORTEST, LONGEST = 6, 24
