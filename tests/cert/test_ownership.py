@@ -15,6 +15,8 @@ from app.server_keys import Scope
 from sandbox.miniapps import TossUser
 from sandbox.personas import personas
 from tests.conftest import settings_for
+from tests.payments.shop import CHARGE, ORDER, Shop
+from tests.purchases.shop import SKU, grant, store
 from tests.scenarios import Bff, Login, Verification, assert_problem
 
 PERSON = personas()["test_person"]
@@ -370,9 +372,9 @@ async def test_a_verification_that_begins_at_the_last_moment_of_its_user_is_eras
     login = await bff.log_in()
     erase = bff.resources.login.erase
 
-    async def late(user):
+    async def late(user, **how):
         await start_as(bff, login)
-        return await erase(user)
+        return await erase(user, **how)
 
     bff.resources.login.erase = late
     assert (await bff.http.delete("/api/v1/me", headers=login.headers)).status_code == 204
@@ -422,10 +424,15 @@ class Operation:
 
 
 BODIES = {
+    "BeginRequest": {"productId": "americano"},
+    "BillingKeyRequest": {"productId": "americano"},
+    "ChargeRequest": CHARGE,
     "ClaimRequest": {"verificationToken": "vt_" + "A" * 43},
     "CompareRequest": {"name": "김토스"},
     "IntrospectRequest": {"sessionToken": "st_" + "A" * 43},
     "LookUpRequest": {"userKey": 1},
+    "OrderRequestBody": ORDER,
+    "RefundRequest": {"reason": "변심"},
 }
 """A valid body for each route that takes one, so that nothing but identity decides."""
 
@@ -454,9 +461,24 @@ async def ask(bff, operation, ids, headers):
     return await bff.http.request(operation.method, path, headers=headers, json=operation.body)
 
 
+MONEY = ("orderId", "orderNo", "billingKeyId")
+
+
+async def shop_of_money(shop) -> dict[str, str]:
+    """Something paid, something bought and something permitted, by their ids."""
+    order_id = store(shop.bff).buy("minor", SKU)
+    assert (await grant(shop.bff, shop.login, order_id)).status_code == 200
+    key = await shop.active_key()
+    return {
+        "orderId": order_id,
+        "orderNo": (await shop.paid())["orderNo"],
+        "billingKeyId": key["billingKeyId"],
+    }
+
+
 def test_the_matrix_has_everything(guarded):
     assert len(guarded) >= 20
-    known = {"txId", "sessionId", "userId", "noticeId"}
+    known = {"txId", "sessionId", "userId", "noticeId", "eventId", *MONEY}
     assert {name for each in guarded for name in each.names} <= known
     assert {each.path.split("/")[1] for each in guarded} == {"api", "server"}
 
@@ -477,7 +499,8 @@ async def test_no_guarded_route_answers_without_proof(bff, guarded):
 
 
 async def test_no_guarded_route_of_a_mini_app_gives_what_is_anothers(bff, guarded):
-    theirs = await bff.log_in("minor")
+    shop = await Shop.opened(bff, "minor")
+    theirs, money = shop.login, await shop_of_money(shop)
     owned, loose = await start_as(bff, theirs), await bff.completed()
     strangers = {
         "another session of theirs": (await bff.log_in("minor")).headers,
@@ -487,18 +510,20 @@ async def test_no_guarded_route_of_a_mini_app_gives_what_is_anothers(bff, guarde
         "a server key": await bff.server_key(),
     }
     with_ids = [each for each in guarded if each.path.startswith("/api") and each.names]
-    assert {name for each in with_ids for name in each.names} == {"txId", "sessionId"}
+    assert {name for each in with_ids for name in each.names} == {"txId", "sessionId", *MONEY}
     for operation in with_ids:
         for who, headers in strangers.items():
             for verification in (owned, loose):
-                ids = {"txId": verification.tx_id, "sessionId": theirs.session_id}
-                if who == "another session of theirs" and "sessionId" in operation.names:
-                    continue  # the same user may end it
+                ids = {"txId": verification.tx_id, "sessionId": theirs.session_id} | money
+                if who == "another session of theirs" and "txId" not in operation.names:
+                    continue  # the same user may: to them alone belong sessions and money
                 answer = await ask(bff, operation, ids, headers)
                 assert answer.status_code in (401, 404), (str(operation), who, answer.text)
                 assert "identity" not in answer.text
     assert (await bff.me(theirs)).status_code == 200
     assert (await bff.status(owned)).status_code == 200
+    assert (await shop.look(money)).json()["state"] == "PAID"
+    assert (await shop.confirm(money)).json()["state"] == "ACTIVE"
 
 
 async def test_no_route_of_the_partner_opens_to_a_mini_app(bff, guarded):
