@@ -133,7 +133,7 @@ UNREADABLE = {
         *(changed(current={"accessGranted": value}) for value in (None, "true", 1)),
         *(changed(current={"status": value}) for value in (None, "", 5, "\x00", "x" * 65)),
         b'{"eventType": "callback.registration_verification", "eventType": "subscription.status_changed"}',
-        b"[" * 60_000,
+        b"[" * 10_000,
     ],
     PAYMENT: [
         b"",
@@ -143,7 +143,7 @@ UNREADABLE = {
         {},
         *({"orderNo": value} for value in ("", 5, None, "a b", "x" * 51, "\x00", "\ud800", ["1"])),
         b'{"orderNo": "1", "orderNo": "2"}',
-        b"[" * 60_000,
+        b"[" * 10_000,
     ],
 }
 
