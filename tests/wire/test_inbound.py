@@ -44,13 +44,15 @@ async def calling(settings) -> AsyncIterator[tuple[Server, httpx2.AsyncClient]]:
             yield server, http
 
 
-async def raw(server: Server, sent: bytes, *, more: bytes = b"", every: float = 0.0) -> bytes:
+async def raw(
+    server: Server, sent: bytes, *, more: bytes = b"", every: float = 0.0, times: int = 1_000_000
+) -> bytes:
     """Send bytes as they are, perhaps go on sending, and return all that comes until the server closes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", int(server.url.rpartition(":")[2]))
     writer.write(sent)
 
     async def drip() -> None:
-        while more:
+        for _ in range(times if more else 0):
             writer.write(more)
             await asyncio.sleep(every)  # a slow client is slow
 
@@ -258,7 +260,7 @@ async def test_a_slow_body_in_time_and_a_slow_answer_are_no_timeouts(one, sandbo
     async with calling(hasty(one, timeout=1)) as (server, http):
         body = b'{"requestType":"USER_NONE"}'
         head = f"{HALF}Connection: close\r\nContent-Length: {len(body) + 3}\r\n\r\n".encode() + body
-        assert (await raw(server, head, more=b" ", every=0.05)).startswith(b"HTTP/1.1 201 ")
+        assert (await raw(server, head, more=b" ", every=0.05, times=3)).startswith(b"HTTP/1.1 201 ")
         sandbox.state.order_fault("request", "slow", delay=1.5)
         assert (await http.post(START, json={"requestType": "USER_NONE"})).status_code == 201
 
