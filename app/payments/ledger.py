@@ -503,7 +503,7 @@ class Ledger:
 def _is_news(payment: Payment, verdict: Verdict, *, version: int | None) -> bool:
     """Whether an answer says anything of the payment as it is now."""
     if version is None:  # that the money has moved stays true; that it is still with us does not
-        return not (verdict.state is PaymentState.PAID and payment.is_in(PaymentState.REFUNDED))
+        return not (verdict.state is PaymentState.PAID and payment.paid_at is not None)
     # Of an older state, only that money has moved after all for what has been taken to be over.
     return version == payment.version or (verdict.state in MOVED and payment.is_in(*OVER))
 

@@ -113,3 +113,23 @@ async def test_an_order_is_not_cancelled_while_its_payment_may_cost_money(shop):
     await reconcile(shop.bff.resources)
     assert_problem(await shop.as_partner("DELETE", path), 409, "order_not_payable")
     await shop.assert_books_agree()
+
+
+@pytest.mark.parametrize("is_refunded_by_us", [True, False])
+async def test_a_late_answer_of_execute_says_nothing_of_a_refund_since(shop, is_refunded_by_us):
+    payment, toss = await shop.approved(), shop.bff.sandbox.state
+    toss.order_fault("pay_execute", "hold")
+    executing = asyncio.create_task(shop.execute(payment))
+    await asyncio.to_thread(toss.wait_until, lambda state: state.held("pay_execute") == 1)
+    assert (await shop.recheck(payment)).json()["state"] == "PAID"
+    if is_refunded_by_us:
+        expected = "REFUNDED"
+        await shop.refund(payment)
+    else:
+        expected = "REFUNDING"
+        refund_in_console(shop, payment)
+        await shop.recheck(payment)
+    toss.release()
+    assert (await executing).json()["state"] == expected
+    assert await shop.state(payment) == expected
+    assert "payment.held" not in await shop.events(payment)
