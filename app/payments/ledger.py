@@ -150,6 +150,10 @@ class Ledger:
             now = self._clock()
             if order.canceled_at is not None or (order.expires_at is not None and now >= order.expires_at):
                 raise OrderNotPayable
+            # One that was taken to be over and was not, after all, has given its place away.
+            counts = Payment.order_id == order_id, Payment.state.not_in(OVER)
+            if await session.scalar(select(Payment.order_no).where(*counts).limit(1)) is not None:
+                raise OrderNotPayable
             order.key_hash = payer.key_hash
             payment = self._add(session, payer, order.charge(), PaymentState.CREATED, order_id=order_id)
         return payment, True

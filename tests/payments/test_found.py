@@ -4,6 +4,8 @@ import asyncio
 
 import pytest
 
+from app.payments.ledger import Verdict
+from app.payments.states import PaymentState
 from app.reconcile import reconcile
 from tests.payments.shop import Shop
 from tests.scenarios import assert_problem
@@ -133,3 +135,14 @@ async def test_a_late_answer_of_execute_says_nothing_of_a_refund_since(shop, is_
     assert (await executing).json()["state"] == expected
     assert await shop.state(payment) == expected
     assert "payment.held" not in await shop.events(payment)
+
+
+async def test_an_order_whose_payment_was_taken_to_be_over_and_was_paid_is_not_paid_again(shop):
+    order_id = (await shop.order()).json()["orderId"]
+    payment, toss = await shop.approved(orderId=order_id), shop.bff.sandbox.state
+    over = Verdict(PaymentState.CANCELED, is_certain=True)
+    await shop.bff.resources.payments.ledger.settle(payment["orderNo"], over, cause="test")
+    toss.pay.take_money(shop.at_toss(payment).app, payment["orderNo"])
+    for state in ("HELD", "PAID"):
+        assert (await shop.recheck(payment)).json()["state"] == state
+        assert_problem(await shop.begin(orderId=order_id), 409, "order_not_payable")
