@@ -3,10 +3,11 @@
 import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
+from functools import cache, partial
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
+from starlette.routing import BaseRoute
 from starlette.types import Scope
 
 import app.callbacks.routes
@@ -62,7 +63,7 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,
         openapi_url="/openapi.json" if settings.serves_docs else None,
-        generate_unique_id_function=_operation_id,
+        routes=_routes(),
     )
     problems.install(application, request_id_of=request_id_of)
     # Added last is outermost: the log sees everything, CORS also covers what is refused further in.
@@ -99,7 +100,16 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> FastAPI:
         CrossOrigin, prefix=CALLBACKS, servers=PARTNER_SERVER, origins=allowed_origins(network)
     )
     application.add_middleware(RequestLog)
-    application.include_router(app.health.router)
+    return application
+
+
+@cache
+def _routes() -> list[BaseRoute]:
+    """Every route, made ready here and once a process: FastAPI by itself does it while the first request waits, for
+    half a second in which nobody else is served either. A route holds nothing of the application it serves.
+    """
+    router = APIRouter(generate_unique_id_function=_operation_id)
+    router.include_router(app.health.router)
     timed = problems.documented(RequestTimeout)
     limited = problems.documented(RequestTimeout, TooManyRequests)
     for mini_app in (
@@ -108,7 +118,7 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> FastAPI:
         app.payments.routes.mini_app,
         app.purchases.routes.mini_app,
     ):
-        application.include_router(mini_app, responses=limited)
+        router.include_router(mini_app, responses=limited)
     for other in (
         app.cert.routes.partner_server,
         app.login.routes.partner_server,
@@ -118,8 +128,10 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> FastAPI:
         app.events.routes.partner_server,
         app.callbacks.routes.toss,
     ):
-        application.include_router(other, responses=timed)
-    return application
+        router.include_router(other, responses=timed)
+    for route in router.routes:
+        route.matches({"type": "http", "method": "GET", "path": "/", "headers": []})
+    return router.routes
 
 
 def from_environment() -> FastAPI:
