@@ -72,9 +72,11 @@ class Bff:
     @classmethod
     @asynccontextmanager
     async def running(cls, settings: Settings, sandbox: SandboxServer) -> AsyncIterator[Self]:
+        """An answer to a callback then means that its handler has ended, however slow the machine is."""
         clock = TestClock()
         app = create_app(settings, clock=clock)
         async with app.router.lifespan_context(app):
+            app.state.resources.inbox._answer_within = timedelta(seconds=30)
             transport = httpx2.ASGITransport(app, client=(MINI_APP_ADDRESS, 40000))
             async with httpx2.AsyncClient(transport=transport, base_url="http://bff.test") as http:
                 yield cls(http, sandbox, app.state.resources, clock)

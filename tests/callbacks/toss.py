@@ -3,7 +3,6 @@
 import asyncio
 import base64
 from dataclasses import dataclass, field
-from datetime import timedelta
 
 import httpx2
 from sqlalchemy import select
@@ -44,8 +43,7 @@ class Unlinks:
         return self.outcome
 
     def serve(self, bff: Bff) -> None:
-        """From now on; an answer then means that the handler has ended, however slow the machine is."""
-        bff.resources.inbox._answer_within = timedelta(seconds=30)
+        """From now on."""
         bff.resources.inbox._handlers[CallbackName.LOGIN_UNLINK] = unlinking(self)
 
 

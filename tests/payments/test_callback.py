@@ -39,14 +39,6 @@ async def pending(shop: Shop) -> dict[str, Any]:
     return payment
 
 
-@pytest.fixture(autouse=True)
-def patience(request) -> None:
-    """An answer to a callback then means that it has been handled, however slow the machine is."""
-    if "bff" in request.fixturenames:
-        inbox = request.getfixturevalue("bff").resources.inbox
-        inbox._answer_within *= 30
-
-
 # --- What Toss says is found out -----------------------------------------------------------------------------
 
 
