@@ -3,27 +3,30 @@
 import asyncio
 import secrets
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import structlog
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, DateTime, Dialect, MetaData, event, text
+from sqlalchemy import Connection, DateTime, Dialect, MetaData, Select, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
-from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute
 from sqlalchemy.types import TypeDecorator
 from typing_extensions import override
 
 from app.errors import StorageUnavailable
+
+T = TypeVar("T")
 
 MIGRATION_LOCK = 7_302_116
 """Advisory lock of PostgreSQL: any number that nobody else in this database uses."""
@@ -75,6 +78,13 @@ class Instant(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
+@dataclass(frozen=True)
+class Page(Generic[T]):
+    items: Sequence[T]
+    next: str | None
+    """`before` of the page that follows; None at the end."""
+
+
 class Database:
     """The engine, and the only way to a transaction."""
 
@@ -107,6 +117,18 @@ class Database:
         with _outages_named():
             async with self._sessions.begin() as session:
                 yield session
+
+    async def page(
+        self, query: Select[T], *, key: InstrumentedAttribute[str], limit: int, before: str | None
+    ) -> Page[T]:
+        """Newest first, as `key` is an id that sorts by time; `before` is the one at which the last page ended."""
+        query = query.order_by(key.desc()).limit(limit + 1)
+        if before is not None:
+            query = query.where(key < before)
+        async with self.transaction() as session:
+            found = (await session.scalars(query)).all()
+        items = found[:limit]
+        return Page(items, next=getattr(items[-1], key.key) if len(found) > limit else None)
 
     async def ping(self) -> None:
         async with self.transaction() as session:

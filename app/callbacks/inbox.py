@@ -25,7 +25,7 @@ from app.callbacks.tables import (
     postpone,
     record,
 )
-from app.database import Database, time_ordered_id
+from app.database import Database, Page, time_ordered_id
 from app.errors import (
     AppError,
     InternalError,
@@ -78,13 +78,6 @@ class Arrival:
     @override
     def __repr__(self) -> str:
         return f"Arrival({self.callback}, {self.state})"
-
-
-@dataclass(frozen=True)
-class Page:
-    notices: Sequence[Notice]
-    next: str | None
-    """Where the next page begins; None at the end."""
 
 
 @dataclass(frozen=True)
@@ -386,19 +379,13 @@ class Inbox:
         callback: CallbackName | None = None,
         limit: int,
         before: str | None = None,
-    ) -> Page:
-        """Newest first; `before` is the id at which the page before this one ended."""
-        query = select(Notice).order_by(Notice.notice_id.desc()).limit(limit + 1)
+    ) -> Page[Notice]:
+        query = select(Notice)
         if state is not None:
             query = query.where(Notice.state == state)
         if callback is not None:
             query = query.where(Notice.callback == callback)
-        if before is not None:
-            query = query.where(Notice.notice_id < before)
-        async with self._database.transaction() as session:
-            found = (await session.scalars(query)).all()
-        notices = found[:limit]
-        return Page(notices, next=notices[-1].notice_id if len(found) > limit else None)
+        return await self._database.page(query, key=Notice.notice_id, limit=limit, before=before)
 
     async def get(self, notice_id: str) -> tuple[Notice, Content]:
         """Raises: NoticeNotFound, SealedDataUnreadable."""

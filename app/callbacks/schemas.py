@@ -9,8 +9,9 @@ from urllib.parse import parse_qs
 
 from pydantic import Field
 
-from app.callbacks.inbox import CONSOLE_TEST, REGISTRATION, Arrival, Content, Page
+from app.callbacks.inbox import CONSOLE_TEST, REGISTRATION, Arrival, Content
 from app.callbacks.tables import CallbackName, Notice, NoticeState
+from app.database import Page
 from app.toss.iap import instant_of
 from app.toss.login import MAX_USER_KEY
 from app.toss.partner import plain_text, whole_number
@@ -199,8 +200,8 @@ class NoticesBody(Wire):
     next: str | None = Field(description="`before` of the next page; null at the end")
 
     @classmethod
-    def of(cls, page: Page) -> Self:
-        return cls(notices=[NoticeBody.of(notice) for notice in page.notices], next=page.next)
+    def of(cls, page: Page[Notice]) -> Self:
+        return cls(notices=[NoticeBody.of(notice) for notice in page.items], next=page.next)
 
 
 def _shown(notice: Notice) -> dict[str, Any]:

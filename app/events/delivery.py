@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, delete, select, update
 from standardwebhooks import Webhook
 from typing_extensions import override
 
-from app.database import Database
+from app.database import Database, Page
 from app.errors import EventNotFound, EventsNotConfigured
 from app.events.outbox import Clock, Count
 from app.events.tables import Event, EventState, EventType, close, due, take_due
@@ -79,13 +79,6 @@ def body_of(event: Event) -> str:
             "data": event.data,
         }
     ).decode()
-
-
-@dataclass(frozen=True)
-class Page:
-    events: Sequence[Event]
-    next: str | None
-    """Where the next page begins; None at the end."""
 
 
 @dataclass(frozen=True)
@@ -215,21 +208,15 @@ class Delivery:
         subject: str | None = None,
         limit: int,
         before: str | None = None,
-    ) -> Page:
-        """Newest first; `before` is the id at which the page before this one ended."""
-        query = select(Event).order_by(Event.event_id.desc()).limit(limit + 1)
+    ) -> Page[Event]:
+        query = select(Event)
         if state is not None:
             query = query.where(Event.state == state)
         if type_ is not None:
             query = query.where(Event.type == type_)
         if subject is not None:
             query = query.where(Event.subject == subject)
-        if before is not None:
-            query = query.where(Event.event_id < before)
-        async with self._database.transaction() as session:
-            found = (await session.scalars(query)).all()
-        events = found[:limit]
-        return Page(events, next=events[-1].event_id if len(found) > limit else None)
+        return await self._database.page(query, key=Event.event_id, limit=limit, before=before)
 
     async def get(self, event_id: str) -> Event:
         """Raises: EventNotFound."""

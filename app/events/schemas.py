@@ -5,7 +5,7 @@ from typing import Any, Self
 
 from pydantic import Field
 
-from app.events.delivery import Page
+from app.database import Page
 from app.events.tables import Event
 from app.wire import Wire
 
@@ -32,5 +32,5 @@ class EventsBody(Wire):
     next: str | None = Field(description="`before` of the next page; null at the end")
 
     @classmethod
-    def of(cls, page: Page) -> Self:
-        return cls(events=[EventBody.of(event) for event in page.events], next=page.next)
+    def of(cls, page: Page[Event]) -> Self:
+        return cls(events=[EventBody.of(event) for event in page.items], next=page.next)

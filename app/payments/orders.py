@@ -10,7 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.database import Database, time_ordered_id
+from app.database import Database, Page, time_ordered_id
 from app.errors import IdempotencyKeyReused, InvalidRequest, OrderNotFound, TossNotConfigured
 from app.payments.states import OVER, PaymentState
 from app.payments.tables import Order, Payment, charged
@@ -25,12 +25,6 @@ class OrderRequest:
     user_id: str | None = None
     expires_at: datetime | None = None
     billing_key_id: str | None = None
-
-
-@dataclass(frozen=True)
-class Page:
-    payments: Sequence[Payment]
-    next: str | None
 
 
 class Orders:
@@ -127,19 +121,13 @@ class Orders:
         user_id: str | None = None,
         limit: int,
         before: str | None = None,
-    ) -> Page:
-        """Newest first; `before` is the orderNo at which the page before this one ended."""
-        query = select(Payment).order_by(Payment.order_no.desc()).limit(limit + 1)
+    ) -> Page[Payment]:
+        query = select(Payment)
         if state is not None:
             query = query.where(Payment.state == state)
         if user_id is not None:
             query = query.where(Payment.user_id == user_id)
-        if before is not None:
-            query = query.where(Payment.order_no < before)
-        async with self._database.transaction() as session:
-            found = (await session.scalars(query)).all()
-        payments = found[:limit]
-        return Page(payments, next=payments[-1].order_no if len(found) > limit else None)
+        return await self._database.page(query, key=Payment.order_no, limit=limit, before=before)
 
 
 def latest(payments: Sequence[Payment]) -> Payment | None:

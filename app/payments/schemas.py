@@ -8,9 +8,10 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, model_validator
 from typing_extensions import override
 
+from app.database import Page
 from app.payments.billing import KeyState
 from app.payments.catalogue import AmountFields, ChargeFields, ProductId
-from app.payments.orders import OrderRequest, Page
+from app.payments.orders import OrderRequest
 from app.payments.states import PaymentState
 from app.payments.tables import BillingKey, Order, Payment, PaymentStep
 from app.wire import Input, Wire
@@ -178,8 +179,8 @@ class PaymentsBody(Wire):
     next: str | None = Field(description="`before` of the next page; null at the end")
 
     @classmethod
-    def of(cls, page: Page) -> Self:
-        return cls(payments=[FullPaymentBody.of(payment) for payment in page.payments], next=page.next)
+    def of(cls, page: Page[Payment]) -> Self:
+        return cls(payments=[FullPaymentBody.of(payment) for payment in page.items], next=page.next)
 
 
 class OrderBody(Wire):

@@ -5,7 +5,8 @@ from typing import Self
 
 from pydantic import Field
 
-from app.purchases.service import Owned, Page
+from app.database import Page
+from app.purchases.service import Owned
 from app.purchases.states import Entitlement, Kind, PurchaseState
 from app.purchases.tables import Purchase
 from app.wire import Wire
@@ -116,5 +117,5 @@ class PurchasesBody(Wire):
     next: str | None = Field(description="`before` of the next page; null at the end")
 
     @classmethod
-    def of(cls, page: Page) -> Self:
-        return cls(purchases=[FullPurchaseBody.of(each) for each in page.purchases], next=page.next)
+    def of(cls, page: Page[Owned]) -> Self:
+        return cls(purchases=[FullPurchaseBody.of(each) for each in page.items], next=page.next)

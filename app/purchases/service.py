@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, delete, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.customer import Customer
-from app.database import Database
+from app.database import Database, Page
 from app.errors import (
     AppError,
     PurchaseFailed,
@@ -84,13 +84,6 @@ class Owned:
 
     purchase: Purchase
     holding: Holding
-
-
-@dataclass(frozen=True)
-class Page:
-    purchases: Sequence[Owned]
-    next: str | None
-    """Where the next page begins; None at the end."""
 
 
 class NoticeOutcome(StrEnum):
@@ -299,17 +292,15 @@ class PurchaseService:
             raise PurchaseNotFound
         return found[0]
 
-    async def list(self, *, user_id: str | None, limit: int, before: str | None = None) -> Page:
-        """Newest first, as Toss's ids sort by time; `before` is the id at which the page before this one ended."""
-        conditions: list[ColumnElement[bool]] = []
+    async def list(self, *, user_id: str | None, limit: int, before: str | None = None) -> Page[Owned]:
+        """Newest first, as Toss's ids sort by time."""
+        query = select(Purchase)
         if user_id is not None:
-            conditions.append(Purchase.user_id == user_id)
-        if before is not None:
-            conditions.append(Purchase.order_id < before)
+            query = query.where(Purchase.user_id == user_id)
+        page = await self._database.page(query, key=Purchase.order_id, limit=limit, before=before)
         async with self._database.transaction() as session:
-            found = await self._owned(session, *conditions, limit=limit + 1)
-        page = found[:limit]
-        return Page(page, next=page[-1].purchase.order_id if len(found) > limit else None)
+            owned = await self._owned(session, Purchase.order_id.in_(purchase.order_id for purchase in page.items))
+        return Page(owned, next=page.next)
 
     async def check(self, order_id: str) -> Owned:
         """Ask Toss now whether it was refunded.
@@ -492,15 +483,12 @@ class PurchaseService:
             raise PurchaseNotFound
         return purchase
 
-    async def _owned(
-        self, session: AsyncSession, *conditions: ColumnElement[bool], limit: int | None = None
-    ) -> Sequence[Owned]:
+    async def _owned(self, session: AsyncSession, condition: ColumnElement[bool]) -> Sequence[Owned]:
         rows = await session.execute(
             select(Purchase, Subscription)
             .outerjoin(Subscription, Subscription.order_id == Purchase.order_id)
-            .where(*conditions)
+            .where(condition)
             .order_by(Purchase.order_id.desc())
-            .limit(limit)
         )
         return [Owned(purchase, self._holding(purchase, subscription)) for purchase, subscription in rows]
 
