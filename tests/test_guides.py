@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,19 @@ from urllib.parse import urlsplit
 
 import pytest
 
+import app.resources  # noqa: F401 - all tables
 from app.__main__ import main
+from app.database import Base
 from app.doctor import TOSS_ADDRESSES
 from app.events.tables import EventType
 from app.main import create_app
 from app.server_keys import Scope
 from app.settings import TOSS_CALLBACK_NETWORKS, Settings
+from app.vault import SealedColumn
 from tests.test_docs import Environment
 
 ROOT = Path(__file__).parent.parent
-GUIDES = ("going-live", "operating", "troubleshooting")
+GUIDES = ("going-live", "operating", "troubleshooting", "data-protection", "threat-model")
 LANGUAGES = ("", ".en")
 CONSOLE = {"mTLS 인증서", "+ 발급받기", "이메일로 복호화 키 받기", "유저 정보 불러오기", "연동 키", "결제 알림 URL"}
 """Labels of Toss's console, as Toss writes them (apps-in-toss reference 0.2, 2.2, 6.5, 8.7, 14.2)."""
@@ -30,6 +34,7 @@ PAY_ADDRESSES = {"117.52.3.195", "211.115.96.195", "106.249.5.195"}
 """Of Toss Pay's host (apps-in-toss reference 2.3)."""
 WORDS_OF_TOSS = {"USER_CI"}
 """Scope of Toss login (apps-in-toss reference 6.7)."""
+GUARANTEES = {f"G{number}" for number in range(1, 16)}
 UNDOCUMENTED_ROUTES = {"/docs", "/openapi.json"}
 
 
@@ -250,3 +255,67 @@ def test_production_accepts_the_environment_of_the_guide(environment, language, 
     pairs = (line.partition("=") for line in run.stdout.split("\0"))
     environment.set({name: value for name, _, value in pairs if name.startswith("BFF_")})
     assert Settings.from_environment().environment == "production"
+
+
+# --- Data protection ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stored:
+    column: str
+    how: str
+
+
+def sheet(language: str) -> dict[str, list[Stored]]:
+    """Of every table, what the sheet says of its columns."""
+    text = read("data-protection", language)
+    return {
+        name: [
+            Stored(column, row[2])
+            for row in table(text, f"### `{name}`")
+            for column in re.findall(r"`(\w+)`", row[0])
+        ]
+        for name in re.findall(r"^### `(\w+)`$", text, re.MULTILINE)
+    }
+
+
+def test_the_sheet_has_every_table_and_column(language):
+    stored = {name: sorted(column.column for column in columns) for name, columns in sheet(language).items()}
+    assert stored == {
+        name: sorted(column.name for column in table.columns) for name, table in Base.metadata.tables.items()
+    }
+
+
+def test_the_sheet_says_what_is_sealed_and_what_is_hashed(language):
+    sealed, hashed, clear = {"": ("봉인", "해시", "그대로"), ".en": ("sealed", "hashed", "clear")}[language]
+    for name, columns in sheet(language).items():
+        for stored in columns:
+            column = Base.metadata.tables[name].columns[stored.column]
+            is_hash = column.name.endswith("_hash")
+            kind = sealed if isinstance(column.type, SealedColumn) else hashed if is_hash else clear
+            assert stored.how == kind, column
+
+
+def test_the_sheet_names_every_retention(language):
+    retentions = {
+        f"BFF_{group}__{name}".upper()
+        for group, field in Settings.model_fields.items()
+        if hasattr(field.annotation, "model_fields")
+        for name in field.annotation.model_fields
+        if name.endswith("retention_days")
+    }
+    assert retentions <= spans(read("data-protection", language))
+
+
+# --- Threat model ---------------------------------------------------------------------------------------------
+
+
+def test_every_guarantee_is_in_the_threat_model(language):
+    assert set(re.findall(r"\bG\d+\b", read("threat-model", language))) == GUARANTEES
+
+
+def test_every_test_of_the_threat_model_exists(language):
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", read("threat-model", language))
+    threats = re.findall(r" \| `app/", read("threat-model", language))
+    assert len(named) == len(threats) > 0
+    assert [each for each in named if each[1] not in set(in_code(ROOT / each[0]))] == []
