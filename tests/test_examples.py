@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from app.errors import AppError
-from app.main import create_app
-from app.settings import Settings
+from tests.documents import openapi_document
 
 FOLDER = Path(__file__).parent.parent / "examples" / "mini-app"
 HARNESS = {"try.ts", "device.ts"}
@@ -40,13 +39,7 @@ UNUSED = {"GET /api/v1/me/sessions", "DELETE /api/v1/me/sessions/{}"}
 
 @pytest.fixture(scope="module")
 def openapi() -> dict[str, Any]:
-    settings = Settings.model_validate(
-        {
-            "vault": {"keys": {"k1": "A" * 43 + "="}, "active_key": "k1", "hash_key": "A" * 42 + "E="},
-            "cert": {"client_id": "test_id", "client_secret": "test_secret"},
-        }
-    )
-    return create_app(settings).openapi()
+    return openapi_document()
 
 
 def interfaces() -> dict[str, str]:

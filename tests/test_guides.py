@@ -19,10 +19,10 @@ from app.__main__ import main
 from app.database import Base
 from app.doctor import TOSS_ADDRESSES
 from app.events.tables import EventType
-from app.main import create_app
 from app.server_keys import Scope
 from app.settings import TOSS_CALLBACK_NETWORKS, Settings
 from app.vault import SealedColumn
+from tests.documents import openapi_document
 from tests.test_docs import Environment
 
 ROOT = Path(__file__).parent.parent
@@ -59,13 +59,7 @@ def environment(monkeypatch) -> Environment:
 
 @pytest.fixture(scope="module")
 def openapi() -> dict[str, Any]:
-    settings = Settings.model_validate(
-        {
-            "vault": {"keys": {"k1": "A" * 43 + "="}, "active_key": "k1", "hash_key": "A" * 42 + "E="},
-            "cert": {"client_id": "test_id", "client_secret": "test_secret"},
-        }
-    )
-    return create_app(settings).openapi()
+    return openapi_document()
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +104,13 @@ def table(markdown: str, heading: str) -> list[list[str]]:
 
 
 # --- Every guide ----------------------------------------------------------------------------------------------
+
+
+def test_every_document_is_in_both_languages():
+    names = {path.name for path in (ROOT / "docs").glob("*.md")} - {"glossary.md"}  # which has both in one
+    guides = {name.removesuffix(".md").removesuffix(".en") for name in names}
+    assert names == {f"{guide}{language}.md" for guide in guides for language in LANGUAGES}
+    assert guides >= set(GUIDES)
 
 
 @pytest.mark.parametrize("guide", GUIDES)
@@ -190,6 +191,12 @@ def test_the_callbacks_of_the_console_are_all_there(openapi, language):
     assert {span for span in spans(read("going-live", language)) if span.startswith("/callbacks/toss/")} == (
         addresses - without_a_field
     )
+
+
+def test_the_files_of_the_console_s_zip_are_those_of_the_sandbox(words, language):
+    files = {span for span in spans(read("going-live", language)) if span.startswith("<name>")}
+    assert len(files) == 2
+    assert {file.removeprefix("<name>") for file in files} <= words
 
 
 def test_the_firewall_tables_are_those_of_the_code(language):
