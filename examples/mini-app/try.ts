@@ -57,6 +57,11 @@ await story("a verification that is claimed after the login", async () => {
   );
 });
 
+await story("a verification whose result is lost on its way from Toss", async () => {
+  await device.control("faults", { call: "result", kind: "reset_after" });
+  assert.equal((await verify(bff))?.ageGroup, "ADULT"); // by the last read
+});
+
 await story("a payment", async () => {
   const paid = await pay(bff, { productId: "americano" });
   assert.equal(paid.state, "PAID");
@@ -68,6 +73,11 @@ await story("a payment that the user cancels", async () => {
   device.cancelsPayments = true;
   assert.notEqual((await pay(bff, { productId: "americano" })).state, "PAID");
   device.cancelsPayments = false;
+});
+
+await story("a payment whose execution is lost on its way from Toss", async () => {
+  await device.control("faults", { call: "pay_execute", kind: "reset_after" });
+  assert.equal((await pay(bff, { productId: "beans" })).state, "PAID"); // once, by its status
 });
 
 await story("recurring payment", async () => {
@@ -91,7 +101,8 @@ await story("a subscription whose grant was missed, found on the next start", as
   assert.equal(await purchase(bff, "0199aaaa-0000-7000-8000-000000000000"), null);
 });
 
-await story("leaving", async () => {
+await story("leaving, whose first attempt Toss does not answer", async () => {
+  await device.control("faults", { call: "unlink_token", kind: "reset_before" });
   await leave(bff);
   assert.equal(bff.sessionToken, null);
 });
