@@ -1,9 +1,10 @@
-"""The OpenAPI document that the guides and the examples are compared with."""
+"""With what the documents and the examples are compared: the OpenAPI document, and settings from an environment."""
 
+import os
 from typing import Any
 
 from app.main import create_app
-from app.settings import Settings
+from app.settings import PREFIX, Settings
 
 
 def openapi_document() -> dict[str, Any]:
@@ -16,3 +17,16 @@ def openapi_document() -> dict[str, Any]:
             }
         )
     ).openapi()
+
+
+class Environment:
+    """The `BFF_` variables of this process, and no others."""
+
+    def __init__(self, monkeypatch) -> None:
+        self._monkeypatch = monkeypatch
+
+    def set(self, values: dict[str, str]) -> None:
+        for name in [name for name in os.environ if name.upper().startswith(PREFIX)]:
+            self._monkeypatch.delenv(name)
+        for name, value in values.items():
+            self._monkeypatch.setenv(name, value)

@@ -19,6 +19,7 @@ from app.errors import AppError
 from app.main import create_app
 from app.server_keys import Scope
 from app.settings import PREFIX, Settings, SettingsError
+from tests.documents import Environment
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / ".env.example"
@@ -133,19 +134,6 @@ def readme(request) -> str:
 @pytest.fixture
 def text(readme) -> str:
     return (ROOT / readme).read_text("utf-8")
-
-
-class Environment:
-    """The `BFF_` variables of this process, and no others."""
-
-    def __init__(self, monkeypatch) -> None:
-        self._monkeypatch = monkeypatch
-
-    def set(self, values: dict[str, str]) -> None:
-        for name in [name for name in os.environ if name.upper().startswith(PREFIX)]:
-            self._monkeypatch.delenv(name)
-        for name, value in values.items():
-            self._monkeypatch.setenv(name, value)
 
 
 @pytest.fixture

@@ -22,8 +22,7 @@ from app.events.tables import EventType
 from app.server_keys import Scope
 from app.settings import TOSS_CALLBACK_NETWORKS, Settings
 from app.vault import SealedColumn
-from tests.documents import openapi_document
-from tests.test_docs import Environment
+from tests.documents import Environment, openapi_document
 
 ROOT = Path(__file__).parent.parent
 GUIDES = ("going-live", "operating", "troubleshooting", "data-protection", "threat-model")
