@@ -19,11 +19,12 @@ from app.errors import AppError
 from app.main import create_app
 from app.server_keys import Scope
 from app.settings import PREFIX, Settings, SettingsError
+from tests.documents import Environment
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / ".env.example"
-READMES = {"README.md": ("필수", "아니요", "예"), "README.en.md": ("required", "no", "yes")}
-"""Each with its words for a required variable, no and yes."""
+READMES = {"README.md": "필수", "README.en.md": "required"}
+"""Each with its word for a required variable."""
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 CODES = {
@@ -135,19 +136,6 @@ def text(readme) -> str:
     return (ROOT / readme).read_text("utf-8")
 
 
-class Environment:
-    """The `BFF_` variables of this process, and no others."""
-
-    def __init__(self, monkeypatch) -> None:
-        self._monkeypatch = monkeypatch
-
-    def set(self, values: dict[str, str]) -> None:
-        for name in [name for name in os.environ if name.upper().startswith(PREFIX)]:
-            self._monkeypatch.delenv(name)
-        for name, value in values.items():
-            self._monkeypatch.setenv(name, value)
-
-
 @pytest.fixture
 def environment(monkeypatch) -> Environment:
     return Environment(monkeypatch)
@@ -233,7 +221,7 @@ def test_the_settings_table_lists_every_variable_once(text):
 
 
 def test_the_settings_table_marks_what_is_required(readme, text):
-    word = READMES[readme][0]
+    word = READMES[readme]
     assert {code(row[0]) for row in rows(text, rf"{PREFIX}\w+") if row[1] == f"**{word}**"} == REQUIRED
 
 
@@ -270,12 +258,49 @@ def test_no_two_errors_share_a_code():
     assert sorted(codes) == sorted(set(codes))
 
 
-def test_the_problem_table_lists_every_code_once(readme, text):
-    _, no, yes = READMES[readme]
+@pytest.mark.parametrize(
+    ("guide", "no", "yes"), [("troubleshooting.md", "아니요", "예"), ("troubleshooting.en.md", "no", "yes")]
+)
+def test_the_problem_table_lists_every_code_once(guide, no, yes):
+    text = (ROOT / "docs" / guide).read_text("utf-8")
     table = [(code(row[0]), row[1], row[2]) for row in rows(text, "[a-z_]+") if row[1].isdigit()]
     assert sorted(table) == sorted(
         (error.code, str(error.status), yes if error.retryable else no) for error in errors()
     )
+
+
+@pytest.mark.parametrize(
+    ("guide", "doors"),
+    [
+        (
+            "troubleshooting.md",
+            {"api": "미니앱", "server": "파트너 서버", "callbacks": "토스", "metrics": "운영자"},
+        ),
+        (
+            "troubleshooting.en.md",
+            {"api": "mini-app", "server": "partner server", "callbacks": "Toss", "metrics": "operator"},
+        ),
+    ],
+)
+def test_the_problem_table_says_at_which_doors(openapi, guide, doors):
+    seen: dict[str, set[str]] = {problem: set() for problem in CODES}
+    for path, item in openapi["paths"].items():
+        for answer in (answer for operation in item.values() for answer in operation["responses"].values()):
+            for problem in re.findall(r"`([a-z_]+)`: ", answer["description"]):
+                seen[problem].add(doors[path.split("/")[1]])
+    everybody = {doors["api"], doors["server"], doors["callbacks"]}
+    seen |= {"not_found": everybody, "method_not_allowed": everybody}  # of addresses that no document has
+    text = (ROOT / "docs" / guide).read_text("utf-8")
+    assert {code(row[0]): set(row[3].split(", ")) for row in rows(text, "[a-z_]+") if row[1].isdigit()} == seen
+
+
+@pytest.mark.parametrize("guide", ["troubleshooting.md", "troubleshooting.en.md"])
+def test_the_problem_table_says_what_to_do(guide):
+    text = (ROOT / "docs" / guide).read_text("utf-8")
+    for row in rows(text, "[a-z_]+"):
+        assert len(row) == 7
+        assert row[4] != "—"
+        assert row[5:] != ["—", "—"]
 
 
 # --- Routes -------------------------------------------------------------------------------------------------
