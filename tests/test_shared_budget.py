@@ -200,6 +200,9 @@ class Line:
             raise BudgetStoreUnavailable
         await self.store.pause(length)
 
+    async def spent(self, counter: str) -> int:
+        return await self.store.spent(counter)
+
 
 RULES = BudgetRules(processes=3, per_minute=40, own_share=0.3)
 """36 in all: 27 shared, 3 for each process."""

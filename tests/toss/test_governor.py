@@ -76,6 +76,11 @@ class Store:
         self.pauses.append(length)
         await self.pot.pause(length)
 
+    async def spent(self, counter: str) -> int:
+        if self.is_away:
+            raise BudgetStoreUnavailable
+        return await self.pot.spent(counter)
+
 
 @dataclass
 class Office:
