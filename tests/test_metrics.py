@@ -8,12 +8,13 @@ from urllib.parse import urlsplit
 
 import httpx2
 import pytest
+from sqlalchemy import event, update
 
 from app.callbacks.tables import CallbackName
 from app.cert.service import Source
-from app.cert.tables import ResultState
+from app.cert.tables import ResultState, Verification
 from app.errors import StorageUnavailable
-from app.events.tables import EventType
+from app.events.tables import Event, EventState, EventType
 from app.gauges import FRESH_FOR, Gauges
 from app.main import create_app
 from app.metrics import BUCKETS, UNMATCHED, Metrics, Waiting
@@ -173,7 +174,10 @@ async def test_servers_are_known_by_their_certificates(one, sandbox):
 async def test_verifications_and_results_are_counted_once(one, sandbox):
     async with Bff.running(one, sandbox) as bff:
         verification = await bff.completed()
-        await asyncio.gather(*(bff.status(verification) for _ in range(3)))
+        waiting = await bff.start()
+        for _ in range(2):
+            await bff.status(waiting)
+            await bff.status(verification)
         for _ in range(3):
             await bff.result(verification)
         lost = await bff.completed()
@@ -184,7 +188,7 @@ async def test_verifications_and_results_are_counted_once(one, sandbox):
         seen = await shown(bff)
     moves = {state: seen.value("bff_verifications_total", state=state) for state in {*RequestStatus, *ResultState}}
     assert {state: count for state, count in moves.items() if count} == {
-        "REQUESTED": 2,
+        "REQUESTED": 3,
         "COMPLETED": 1,
         "STORED": 1,
     }
@@ -200,6 +204,28 @@ async def test_a_verification_that_ends_is_counted(one, sandbox):
         await bff.result(verification)
         seen = await shown(bff)
     assert seen.value("bff_verifications_total", state="ENDED") == 1
+
+
+async def test_a_verification_whose_reads_are_lost_is_counted_when_it_ends(one, sandbox):
+    async with Bff.running(one, sandbox) as bff:
+        await bff.completed()
+        lost = await bff.completed()
+        async with bff.resources.database.transaction() as session:
+            died = {"reads_unknown": 2, "lease_id": "x", "lease_until": bff.clock() - timedelta(seconds=1)}
+            await session.execute(update(Verification).where(Verification.tx_id == lost.tx_id).values(died))
+        for _ in range(2):
+            await bff.resources.cert.reconcile()
+        seen = await shown(bff)
+    assert seen.value("bff_verifications_total", state="ENDED") == 1
+
+
+async def test_a_verification_of_which_nothing_opens_is_counted_when_it_ends(one, sandbox):
+    async with Bff.running(one, sandbox) as bff:
+        verification = await bff.completed()
+        sandbox.state.order_fault("result", "wrong_session_id", times=2)
+        for count in (None, 1):
+            assert (await bff.result(verification)).status_code == 502
+            assert (await shown(bff)).value("bff_verifications_total", state="ENDED") == count
 
 
 async def test_what_is_rare_is_there_before_it_happens(one, sandbox):
@@ -268,14 +294,40 @@ async def test_events_wait_since_they_are_due(settings, sandbox):
     settings = with_events(settings, f"http://127.0.0.1:{free_port()}/events")
     async with Bff.running(settings, sandbox) as bff:
         async with bff.resources.database.transaction() as session:
-            bff.resources.outbox.record(session, EventType.PAYMENT_PAID, subject="order-1", data={})
+            for subject in ("order-1", "order-2"):
+                bff.resources.outbox.record(session, EventType.PAYMENT_PAID, subject=subject, data={})
+        async with bff.resources.database.transaction() as session:
+            delivered = {"state": EventState.DELIVERED, "next_attempt_at": None}
+            await session.execute(update(Event).where(Event.subject == "order-2").values(delivered))
         bff.clock.advance(minutes=30)
         waiting = (await gauges_of(bff).read()).events
         assert waiting.count == 1
         assert 1800 <= waiting.oldest_seconds < 1860
-        page = await bff.resources.delivery.list(limit=1)
+        page = await bff.resources.delivery.list(subject="order-1", limit=1)
         await bff.resources.delivery.replay(page.events[0].event_id)
         assert (await gauges_of(bff).read()).events.oldest_seconds < 60
+
+
+async def test_what_waits_is_found_by_indexes(embedded, sandbox):
+    """Tables grow, what waits does not."""
+    async with Bff.running(settings_for(embedded, sandbox), sandbox) as bff:
+        asked, engine = [], bff.resources.database.engine
+
+        def note(_connection, _cursor, statement, parameters, *_) -> None:
+            asked.append((statement, parameters))
+
+        event.listen(engine.sync_engine, "before_cursor_execute", note)
+        await gauges_of(bff).read()
+        event.remove(engine.sync_engine, "before_cursor_execute", note)
+        async with engine.begin() as connection:
+            plans = [
+                str((await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)).all())
+                for statement, parameters in asked
+                if statement.startswith("SELECT")
+            ]
+    indexes = ("ix_notice_state_next_attempt_at", "ix_event_pending", "ix_payment_unsettled")
+    for plan, index in zip(plans, indexes, strict=True):
+        assert index in plan
 
 
 async def test_the_token_is_as_old_as_it_is(bff):
