@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from uvicorn.supervisors import Multiprocess
 
 from app.doctor import examine
 from app.errors import AppError, StorageUnavailable
+from app.metrics import FOLDER_VARIABLE
 from app.observability import configure_logging
 from app.reconcile import reconcile
 from app.reseal import reseal
@@ -135,7 +137,9 @@ def _serve(_options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, lambda _number, _frame: None)
     with listen(settings.server.host, settings.server.port) as listening:
         if settings.server.workers > 1:
-            Multiprocess(config, sockets=[listening]).run()
+            with tempfile.TemporaryDirectory(prefix="bff-metrics-") as folder:
+                os.environ[FOLDER_VARIABLE] = folder
+                Multiprocess(config, sockets=[listening]).run()
             return OK
         server = uvicorn.Server(config)
         server.run(sockets=[listening])

@@ -62,8 +62,8 @@ async def readyz(resources: ResourcesDep, response: Response) -> Readiness:
 
 @router.get("/metrics", response_class=PlainTextResponse, responses=documented(AddressNotAllowed))
 async def metrics(resources: ResourcesDep) -> Response:
-    """What this worker process has counted, for Prometheus. Only `BFF_NETWORK__METRICS_ALLOWLIST` may read it."""
-    return Response(resources.metrics.exposition(), media_type=MEDIA_TYPE)
+    """What this service counts and measures, for Prometheus. Only `BFF_NETWORK__METRICS_ALLOWLIST` may read it."""
+    return Response(resources.metrics.exposition(await resources.gauges.read()), media_type=MEDIA_TYPE)
 
 
 async def _database(resources: ResourcesDep) -> Condition:

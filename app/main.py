@@ -99,7 +99,7 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> FastAPI:
     application.add_middleware(
         CrossOrigin, prefix=CALLBACKS, servers=PARTNER_SERVER, origins=allowed_origins(network)
     )
-    application.add_middleware(RequestLog)
+    application.add_middleware(RequestLog, metrics=metrics)
     return application
 
 

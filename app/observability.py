@@ -15,6 +15,8 @@ from structlog.contextvars import bind_contextvars, clear_contextvars, get_conte
 from structlog.typing import EventDict, Processor, WrappedLogger
 from typing_extensions import override
 
+from app.metrics import Metrics
+
 REDACTED = "[redacted]"
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
 REQUEST_ID_HEADER = b"x-request-id"
@@ -146,11 +148,12 @@ def request_id_of(request: Request) -> str:
 class RequestLog:
     """Gives every request an id, answers with it, and writes one line when the response is sent.
 
-    The line carries the route's pattern, never the raw URL or query.
+    Line and metrics carry the route's pattern, never the raw URL or query.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
         self._app = app
+        self._metrics = metrics
         self._log = structlog.stdlib.get_logger("app.request")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -174,12 +177,16 @@ class RequestLog:
         try:
             await self._app(scope, receive, send_with_id)
         finally:
+            method = scope["method"] if scope["method"] in METHODS else "OTHER"
+            route = getattr(scope.get("route"), "path", None)
+            seconds = time.perf_counter() - started
+            self._metrics.request_finished(method=method, route=route, status=status, seconds=seconds)
             self._log.info(
                 "request_finished",
-                method=scope["method"] if scope["method"] in METHODS else "OTHER",
-                route=getattr(scope.get("route"), "path", None),
+                method=method,
+                route=route,
                 status=status,
-                duration_ms=round((time.perf_counter() - started) * 1000, 1),
+                duration_ms=round(seconds * 1000, 1),
                 **{key: value for key, value in get_contextvars().items() if key != "request_id"},
             )
             clear_contextvars()

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -13,12 +13,14 @@ import structlog
 
 from app.callbacks.inbox import Inbox, unlinking
 from app.callbacks.tables import CallbackName
-from app.cert.service import CertService, Checkpoint, Rules
+from app.cert.service import CertService, Checkpoint, Counts, Rules
 from app.database import Database, LateWrites
 from app.departure import Departure
 from app.errors import SessionRequired, UserNotFound
 from app.events.delivery import AT_ONCE, Delivery, Receiver
 from app.events.outbox import Outbox
+from app.events.tables import EventType
+from app.gauges import Gauges
 from app.login.service import LoginService
 from app.login.service import Rules as LoginRules
 from app.login.sessions import Sessions
@@ -81,6 +83,7 @@ class Resources:
     settings: Settings
     clock: Clock
     metrics: Metrics
+    gauges: Gauges
     vault: Vault
     database: Database
     shared_state: SharedState
@@ -126,10 +129,11 @@ async def open_resources(
                 pool_size=cert.pool_size,
                 connect_timeout=cert.connect_timeout,
                 read_timeout=cert.read_timeout,
+                saw=_server_seen(metrics),
             )
             stack.push_async_callback(transport.aclose)
         with _noting("BFF_TOSS__CA_FILE", faults):
-            partner_transport = _partner_transport(settings, clock=clock)
+            partner_transport = _partner_transport(settings, metrics=metrics, clock=clock)
             if partner_transport is not None:
                 stack.push_async_callback(partner_transport.aclose)
                 metrics.watch_client_certificate(_certificate_reader(partner_transport, clock))
@@ -161,6 +165,7 @@ async def open_resources(
             scope=cert.scope,
             max_ttl=cert.token_max_ttl,
             clock=clock,
+            observe=_toss_called(metrics),
         )
         store = SharedTokenStore(
             state=shared_state,
@@ -172,25 +177,29 @@ async def open_resources(
             clock=clock,
         )
         keeper = TokenKeeper(fetch=endpoint.fetch, store=store, clock=clock, failure_ttl=cert.token_failure_ttl)
-        writes = LateWrites(database=database)
-        stack.push_async_callback(writes.aclose)
+        writes = await stack.enter_async_context(aclosing(LateWrites(database=database)))
         checkpoint = pause_at(settings.fault.pause_at)
         outbox = Outbox(
             clock=clock,
             is_delivering=receiver is not None,
             give_up_after=settings.events.give_up_after,
-            count=lambda what, type_: metrics.event_moved(type_=type_, outcome=what),
+            count=_event_count(metrics),
         )
         service = CertService(
             database=database,
             writes=writes,
-            api=_cert_api(cert, transport=transport, tokens=keeper, public_key=public_key),
+            api=_cert_api(cert, transport=transport, tokens=keeper, public_key=public_key, metrics=metrics),
             vault=vault,
             signatures=signatures,
             outbox=outbox,
             rules=_cert_rules(cert),
             clock=clock,
             checkpoint=checkpoint,
+            counts=Counts(
+                moved=lambda state: metrics.verification_moved(state=state),
+                handed_out=lambda source: metrics.result_handed_out(source=source),
+                lost=metrics.result_answer_lost,
+            ),
         )
         partner = partner_apis(settings, transport=partner_transport, shared_state=shared_state, metrics=metrics)
         login = LoginService(
@@ -261,10 +270,23 @@ async def open_resources(
             count=lambda what, callback: metrics.callback_received(callback=callback, outcome=what),
         )
         stack.push_async_callback(inbox.aclose)
+        gauges = await stack.enter_async_context(
+            aclosing(
+                Gauges(
+                    database=database,
+                    shared_state=shared_state,
+                    governor=partner.governor,
+                    tokens=keeper,
+                    give_up_after=settings.events.give_up_after,
+                    clock=clock,
+                )
+            )
+        )
         yield Resources(
             settings=settings,
             clock=clock,
             metrics=metrics,
+            gauges=gauges,
             vault=vault,
             database=database,
             shared_state=shared_state,
@@ -289,7 +311,7 @@ async def open_resources(
                 clock=clock,
                 retention=timedelta(days=settings.events.retention_days),
                 checkpoint=checkpoint,
-                count=lambda what, type_: metrics.event_moved(type_=type_, outcome=what),
+                count=_event_count(metrics),
             ),
             server_keys=ServerKeys(database=database, vault=vault, clock=clock),
         )
@@ -356,7 +378,7 @@ def _certificate_faults(settings: Settings, now: datetime) -> list[str]:
     )
 
 
-def _partner_transport(settings: Settings, *, clock: Clock) -> MutualTransport | None:
+def _partner_transport(settings: Settings, *, metrics: Metrics, clock: Clock) -> MutualTransport | None:
     toss = settings.toss
     sources = _certificate_sources(toss)
     if not sources.is_configured:
@@ -372,7 +394,22 @@ def _partner_transport(settings: Settings, *, clock: Clock) -> MutualTransport |
         clock=clock,
         look_every=toss.certificate_look_every,
         retry_every=toss.certificate_retry_every,
+        saw=_server_seen(metrics),
     )
+
+
+def _event_count(metrics: Metrics) -> Callable[[str, str], None]:
+    for type_ in EventType:
+        metrics.event_expected(type_=type_, outcome="given_up")
+    return lambda what, type_: metrics.event_moved(type_=type_, outcome=what)
+
+
+def _server_seen(metrics: Metrics) -> Callable[[str, datetime], None]:
+    return lambda host, not_after: metrics.server_certificate_seen(host=host, not_after=not_after)
+
+
+def _toss_called(metrics: Metrics) -> Callable[[str, str, float], None]:
+    return lambda call, outcome, seconds: metrics.toss_called(call=call, outcome=outcome, seconds=seconds)
 
 
 def _event_receiver(settings: Settings) -> Receiver | None:
@@ -406,6 +443,8 @@ class PartnerApis:
     iap: IapApi | None = None
     pay: PayApi | None = None
     billing: BillingApi | None = None
+    governor: Governor | None = None
+    """Of their budget."""
 
 
 def partner_apis(
@@ -434,6 +473,7 @@ def partner_apis(
             base_url=base_url,
             deadline=toss.call_deadline,
             refused=lambda lane, limit: metrics.budget_refused(lane=lane, limit=limit),
+            observe=_toss_called(metrics),
         )
 
     is_test = pay.mode != "live"
@@ -451,6 +491,7 @@ def partner_apis(
         )
         if billing.enabled
         else None,
+        governor=governor,
     )
 
 
@@ -583,7 +624,9 @@ def _signature_checker(cert: CertSettings) -> SignatureChecker:
     )
 
 
-def _cert_api(cert: CertSettings, *, transport: Transport, tokens: TokenKeeper, public_key: PublicKey) -> CertApi:
+def _cert_api(
+    cert: CertSettings, *, transport: Transport, tokens: TokenKeeper, public_key: PublicKey, metrics: Metrics
+) -> CertApi:
     return CertApi(
         transport=transport,
         tokens=tokens,
@@ -598,6 +641,7 @@ def _cert_api(cert: CertSettings, *, transport: Transport, tokens: TokenKeeper, 
         trigger_type=cert.trigger_type,
         expire_seconds=cert.expire_seconds,
         deadline=cert.call_deadline,
+        observe=_toss_called(metrics),
     )
 
 

@@ -69,6 +69,9 @@ class SharedState(Protocol):
     async def pause(self, name: str, length: timedelta, *, window: timedelta) -> None:
         """Let nothing be spent for so long; a longer pause stays in force."""
 
+    async def spent(self, name: str, counter: str, *, window: timedelta) -> int:
+        """What counts on a counter without a subject. Only looks."""
+
     async def hit(self, name: str, *, limit: int, window: timedelta) -> timedelta | None:
         """Count one unless that is too many: None, or how long to wait for room.
 
@@ -165,6 +168,11 @@ class InProcessState(SharedState):
         self._paused_until[name] = max(self._paused_until.get(name, until), until)
 
     @override
+    async def spent(self, name: str, counter: str, *, window: timedelta) -> int:
+        spent = self._windows.get(name)
+        return spent.spent(counter, now=self._monotonic()) if spent is not None else 0
+
+    @override
     async def hit(self, name: str, *, limit: int, window: timedelta) -> timedelta | None:
         now, emission = int(self._monotonic() * 1_000_000), _emission(limit, window)
         full_at = max(now, self._full_at.get(name, now)) + emission
@@ -215,17 +223,22 @@ UNLOCK = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 return redis.call('DEL', KEYS[1])
 """
-# The head of both budget scripts. KEYS[1] is one hash with the counters of a whole budget and with what tells
-# whether they are complete, so that an eviction cannot take one without the other. They are not after a wipe (no
-# hash), in another server (restarted from an older copy of the data, or a replica that took over), or if the clock
-# went back: then all is forgotten, and nothing is admitted until all that was admitted has left the window.
 # ARGV: milliseconds since the epoch or '' for Redis's own clock, window and step in milliseconds.
-BUDGET = """
+CLOCK = """
 local window, step, now = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[1])
 if not now then
     local time = redis.call('TIME')
     now = time[1] * 1000 + math.floor(time[2] / 1000)
 end
+"""
+# The head of both budget scripts. KEYS[1] is one hash with the counters of a whole budget and with what tells
+# whether they are complete, so that an eviction cannot take one without the other. They are not after a wipe (no
+# hash), in another server (restarted from an older copy of the data, or a replica that took over), or if the clock
+# went back: then all is forgotten, and nothing is admitted until all that was admitted has left the window.
+# ARGV as CLOCK's.
+BUDGET = (
+    CLOCK
+    + """
 local info = redis.pcall('INFO', 'server')
 local server = type(info) == 'string' and string.match(info, 'run_id:(%x+)') or ''
 local head = redis.call('HMGET', KEYS[1], 'server', 'last', 'opens', 'pause')
@@ -243,6 +256,7 @@ if not last or head[1] ~= server or now < last - step then
 end
 now = math.max(now, last)
 """
+)
 # Further KEYS: a hash for each counter with a subject. Further ARGV, three for each charge: the number of its key,
 # counter, cap. Answers what, milliseconds to wait, and the number of the charge that has to wait longest.
 SPEND = (
@@ -292,6 +306,19 @@ for position = 4, #ARGV, 3 do
 end
 note('last', now)
 return {'admitted', 0, 0}
+"""
+)
+# KEYS as BUDGET's; further ARGV: the counter. Changes nothing, and believes what it finds.
+SPENT = (
+    CLOCK
+    + """
+local oldest, spent = math.floor((now - window) / step), 0
+local content = redis.call('HGETALL', KEYS[1])
+for position = 1, #content, 2 do
+    local counter, index = string.match(content[position], '^(.+)@(%d+)$')
+    if counter == ARGV[4] and tonumber(index) >= oldest then spent = spent + tonumber(content[position + 1]) end
+end
+return spent
 """
 )
 # Further ARGV: milliseconds of the pause.
@@ -363,6 +390,7 @@ class RedisState(SharedState):
         self._unlock = self._redis.register_script(UNLOCK)
         self._budget_clock = budget_clock
         self._spend = self._redis.register_script(SPEND)
+        self._spent = self._redis.register_script(SPENT)
         self._pause = self._redis.register_script(PAUSE)
         self._hit = self._redis.register_script(HIT)
 
@@ -405,6 +433,11 @@ class RedisState(SharedState):
     async def pause(self, name: str, length: timedelta, *, window: timedelta) -> None:
         args = [*self._budget_args(window), _milliseconds(length)]
         await self._ask(lambda: self._pause(keys=[_key(name, "budget")], args=args))
+
+    @override
+    async def spent(self, name: str, counter: str, *, window: timedelta) -> int:
+        keys, args = [_key(name, "budget")], [*self._budget_args(window), counter]
+        return int(await self._ask(lambda: self._spent(keys=keys, args=args)))
 
     @override
     async def hit(self, name: str, *, limit: int, window: timedelta) -> timedelta | None:
@@ -534,6 +567,9 @@ class SharedBudget:
 
     async def pause(self, length: timedelta) -> None:
         await self._ask(self._state.pause(self._name, length, window=self._window))
+
+    async def spent(self, counter: str) -> int:
+        return await self._ask(self._state.spent(self._name, counter, window=self._window))
 
     @staticmethod
     async def _ask(answer: Awaitable[T]) -> T:

@@ -93,19 +93,19 @@ class Server:
             self._has_ended = True
             self._news.notify_all()
 
-    def wait_for(self, text: str) -> None:
+    def wait_for(self, text: str, patience: float = PATIENCE) -> None:
         """Until a line of the log contains this text."""
 
         def has_said() -> bool:
             return any(text in line for line in self.log)
 
         with self._news:
-            self._news.wait_for(lambda: has_said() or self._has_ended, PATIENCE)
+            self._news.wait_for(lambda: has_said() or self._has_ended, patience)
             assert has_said(), f"did not say {text!r}: {''.join(self.log)}"
 
-    def wait_until_listening(self) -> None:
+    def wait_until_listening(self, patience: float = PATIENCE) -> None:
         """uvicorn listens a moment after it says that it has started, and does not say so."""
-        self.wait_for("Application startup complete")
+        self.wait_for("Application startup complete", patience)
         while not self._has_ended:
             with suppress(ConnectionRefusedError), socket.create_connection(self._address, PATIENCE):
                 return

@@ -170,6 +170,22 @@ async def test_a_pause_holds_for_all_and_a_longer_one_stays(rig):
     assert await taken(budget, 5) == 5
 
 
+async def test_what_is_spent_can_be_looked_at_without_changing_it(rig):
+    budget = await rig.opened()
+    assert await budget.spent("all") == 0
+    assert await taken(budget, 5, tries=3) == 3
+    rig.world.now += 30_000
+    await budget.take([Charge("all", 9), Charge("background", 9), Charge("user", 9, "anna")])
+    kept = await rig.raw.hgetall(rig.key) if rig.raw else None
+    assert (await budget.spent("all"), await budget.spent("background"), await budget.spent("user")) == (4, 1, 0)
+    rig.world.now += LENGTH + STEP - 30_000
+    assert await budget.spent("all") == 1, "what has left the window counts no more, forgotten or not"
+    if rig.raw:
+        assert await rig.raw.hgetall(rig.key) == kept
+    assert await rig.budget().spent("nothing") == 0
+    assert await SharedBudget(state=rig.state, name=f"{rig.name}-never-used").spent("all") == 0
+
+
 async def test_of_two_hundred_at_once_as_many_pass_as_there_is_room(rig):
     budget = await rig.opened()
     decisions = await asyncio.gather(*(budget.take([Charge("all", 50)]) for _ in range(200)))
@@ -199,6 +215,9 @@ class Line:
         if self.is_cut:
             raise BudgetStoreUnavailable
         await self.store.pause(length)
+
+    async def spent(self, counter: str) -> int:
+        return await self.store.spent(counter)
 
 
 RULES = BudgetRules(processes=3, per_minute=40, own_share=0.3)

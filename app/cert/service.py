@@ -103,6 +103,18 @@ class Rules:
 
 
 @dataclass(frozen=True)
+class Counts:
+    """What is counted, for metrics."""
+
+    moved: Callable[[str], None]
+    """A verification has come to this status or, later on, this result state."""
+    handed_out: Callable[[str], None]
+    """A result, from this source."""
+    lost: Callable[[], None]
+    """The answer of a result call."""
+
+
+@dataclass(frozen=True)
 class Started:
     verification: Verification
     links: StartedRequest
@@ -182,6 +194,7 @@ class CertService:
         rules: Rules,
         clock: Clock,
         checkpoint: Checkpoint,
+        counts: Counts,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._database = database
@@ -192,6 +205,7 @@ class CertService:
         self._rules = rules
         self._clock = clock
         self._checkpoint = checkpoint
+        self._counts = counts
         self._monotonic = monotonic
         self._log = structlog.stdlib.get_logger("app.cert")
         self._writes = writes
@@ -246,6 +260,7 @@ class CertService:
         except IntegrityError:
             # Toss named a txId that we know already: it must not change hands.
             raise UpstreamInvalid from None
+        self._counts.moved(RequestStatus.REQUESTED)
         self._log.info("verification_started", tx_id=started.tx_id, request_type=request_type)
         return Started(verification, started, token)
 
@@ -290,11 +305,14 @@ class CertService:
         if seen is RequestStatus.COMPLETED:
             values["completion_seen_at"] = self._clock()
         async with self._database.transaction() as session:
-            await session.execute(
+            moved = await session.scalar(
                 update(Verification)
                 .where(Verification.tx_id == tx_id, Verification.status.in_(STEPS_TO[seen]))
                 .values(**values)
+                .returning(Verification.tx_id)
             )
+        if moved is not None:
+            self._counts.moved(seen)
 
     # --- The result (G1 to G4) ----------------------------------------------------------------------------
 
@@ -307,8 +325,11 @@ class CertService:
         verification = await self._find(tx_id, caller)
         if verification.result_state == ResultState.NONE:
             self._refuse_when_over(verification)
-            return await self._read(verification)
-        return await self._from_store(verification)
+            retrieved = await self._read(verification)
+        else:
+            retrieved = await self._from_store(verification)
+        self._counts.handed_out(retrieved.source)
+        return retrieved
 
     async def _from_store(self, verification: Verification) -> Retrieved:
         match ResultState(verification.result_state):
@@ -375,6 +396,7 @@ class CertService:
                 await self._end_if_final(tx_id, error)
             raise app_error(error) from error
         await self._writes.commit(partial(drop_lease, tx_id=tx_id, lease_id=lease_id), tx_id=tx_id)
+        self._counts.lost()
         self._log.warning("result_answer_lost", tx_id=tx_id, reads_left=leased.reads_left, why=str(error))
         current = await self._get(tx_id)
         if current.result_state in (ResultState.ANSWERED, ResultState.STORED):
@@ -431,6 +453,8 @@ class CertService:
                     subject=stored.tx_id,
                     data={"txId": stored.tx_id, "userId": stored.user_id, "completedAt": stored.completed_at},
                 )
+        if stored is not None:
+            self._counts.moved(ResultState.STORED)
         return stored or await self._get(verification.tx_id)
 
     def _values_of(self, verification: Verification, opened: OpenedResult) -> dict[str, object]:
@@ -467,13 +491,15 @@ class CertService:
     async def _discard_answer(self, verification: Verification, opened: OpenedResult) -> None:
         self._log.error("result_unreadable", tx_id=verification.tx_id, fields=opened.unreadable)
         async with self._database.transaction() as session:
-            await discard_answer(session, verification, end_code=UNREADABLE)
+            has_ended = await discard_answer(session, verification, end_code=UNREADABLE)
+        if has_ended:
+            self._counts.moved(ResultState.ENDED)
 
     async def _end_if_final(self, tx_id: str, error: TossRejected) -> None:
         if error.error_code not in FINAL_CODES:
             return
         async with self._database.transaction() as session:
-            await session.execute(
+            ended = await session.scalar(
                 update(Verification)
                 .where(
                     Verification.tx_id == tx_id,
@@ -482,7 +508,10 @@ class CertService:
                     (Verification.lease_until.is_(None)) | (Verification.lease_until <= self._clock()),
                 )
                 .values(result_state=ResultState.ENDED, end_code=error.error_code)
+                .returning(Verification.tx_id)
             )
+        if ended is not None:
+            self._counts.moved(ResultState.ENDED)
         self._log.info("verification_ended", tx_id=tx_id, toss_code=error.error_code)
 
     # --- What the partner's server may ask besides --------------------------------------------------------
@@ -642,11 +671,15 @@ class CertService:
             ).all()
             # An answer that comes after its lease is still kept (keep_answer), so only the last read ends it.
             lost = [row.tx_id for row in settled if row.reads_left <= 0]
-            await session.execute(
+            ended = await session.scalars(
                 update(Verification)
                 .where(Verification.tx_id.in_(lost), Verification.result_state == ResultState.NONE)
                 .values(result_state=ResultState.ENDED, end_code=READS_LOST)
+                .returning(Verification.tx_id)
             )
+            count = len(ended.all())
+        for _ in range(count):
+            self._counts.moved(ResultState.ENDED)
         return len(settled)
 
     async def _open_answers(self) -> int:

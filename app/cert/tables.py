@@ -142,10 +142,10 @@ async def keep_answer(session: AsyncSession, tx_id: str, answer: Sealed) -> None
     )
 
 
-async def discard_answer(session: AsyncSession, verification: Verification, *, end_code: str) -> None:
-    """Throw away an answer of which nothing opens. If it was the last one, so ends the verification."""
+async def discard_answer(session: AsyncSession, verification: Verification, *, end_code: str) -> bool:
+    """Throw away an answer of which nothing opens. If it was the last one, so ends the verification: then True."""
     is_last = Verification.reads_succeeded + Verification.reads_unknown >= MAX_READS
-    await session.execute(
+    state = await session.scalar(
         update(Verification)
         .where(
             Verification.tx_id == verification.tx_id,
@@ -158,4 +158,6 @@ async def discard_answer(session: AsyncSession, verification: Verification, *, e
             end_code=case((is_last, end_code), else_=None),
             answer=None,
         )
+        .returning(Verification.result_state)
     )
+    return state == ResultState.ENDED

@@ -43,6 +43,8 @@ MOVES: Final[dict[PaymentState, frozenset[PaymentState]]] = {
 
 OPEN: Final = frozenset({_S.CREATED, _S.READY, _S.PENDING, _S.REFUNDING})
 """Something is still to come; `reconcile` watches these."""
+UNSETTLED: Final = (_S.PENDING, _S.REFUNDING, _S.HELD)
+"""Nobody knows whether money has moved, or what is known contradicts itself."""
 OVER: Final = frozenset({_S.CANCELED, _S.FAILED})
 """Its order may be paid by another payment."""
 MOVED: Final = frozenset({_S.PAID, _S.REFUNDING, _S.REFUNDED})

@@ -3,14 +3,18 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, CheckConstraint, Index, String, UniqueConstraint
+from sqlalchemy import JSON, CheckConstraint, ColumnElement, Index, String, UniqueConstraint, literal_column
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.database import Base, Instant
-from app.payments.states import PaymentState
+from app.payments.states import UNSETTLED, PaymentState
 from app.toss.pay import Charge
 from app.vault import Place, Sealed, SealedColumn
 
+# Literals, not parameters: with those no plan could use the partial index.
+IS_UNSETTLED: ColumnElement[bool] = literal_column("state").in_(
+    [literal_column(f"'{state}'") for state in UNSETTLED]
+)
 MAX_METHOD, MAX_REFERENCE = 32, 64
 """Characters of Toss's words that are kept."""
 
@@ -85,6 +89,13 @@ class Payment(Charged, Base):
         Index("ix_payment_order_id", "order_id"),
         Index("ix_payment_user_id", "user_id"),
         Index("ix_payment_changed_at", "changed_at"),
+        Index(
+            "ix_payment_unsettled",
+            "state",
+            "changed_at",
+            sqlite_where=IS_UNSETTLED,
+            postgresql_where=IS_UNSETTLED,
+        ),
     )
 
     order_no: Mapped[str] = mapped_column(String(50), primary_key=True)

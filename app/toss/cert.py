@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from pydantic import Field
 from typing_extensions import override
 
+from app.toss.calls import Observe, observed, unobserved
 from app.toss.crypto import EnvelopeError, PublicKey, Session
 from app.toss.errors import NotSent, OutcomeUnknown, TossError, TossRejected, Unintelligible
 from app.toss.tokens import ServiceToken, TokenKeeper
@@ -142,7 +143,9 @@ class CertApi:
         trigger_type: str,
         expire_seconds: int | None,
         deadline: timedelta,
+        observe: Observe = unobserved,
     ) -> None:
+        self.observe: Final = observe
         self._transport = transport
         self._tokens = tokens
         self._endpoints = endpoints
@@ -181,6 +184,7 @@ class CertApi:
 
         return await self._request(body)
 
+    @observed("cert.status")
     async def status(self, tx_id: str) -> RequestStatus:
         """Progress only, never proof. A lost answer is asked for once more by itself.
 
@@ -195,6 +199,7 @@ class CertApi:
             raise Unintelligible("the status of another txId", http_status=answer.http_status)
         return status.status
 
+    @observed("cert.result")
     async def result(self, tx_id: str) -> ResultAnswer:
         """One of two permitted reads. Never repeated here after anything but a refused token.
 
@@ -215,6 +220,7 @@ class CertApi:
             raise Unintelligible("a result that is not COMPLETED", http_status=answer.http_status)
         return ResultAnswer(session, success)
 
+    @observed("cert.request")
     async def _request(self, body: Callable[[], dict[str, Any]]) -> StartedRequest:
         common: dict[str, Any] = {"requestUrl": self._request_url}
         if self._expire_seconds is not None:

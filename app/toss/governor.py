@@ -29,6 +29,8 @@ MAX_PAUSE: Final = timedelta(minutes=5)
 """More is not believed: a nonsense answer must not silence the service for good. Toss may say 4095 again."""
 USUAL_PAUSE: Final = timedelta(minutes=1)
 """After a 4095 that names no usable time."""
+ALL: Final = "all"
+"""The counter of every call, whatever its lane."""
 
 
 class Lane(Enum):
@@ -96,6 +98,9 @@ class BudgetStore(Protocol):
     async def pause(self, length: timedelta) -> None:
         """Admit nothing for so long from now. A longer pause stays in force."""
 
+    async def spent(self, counter: str) -> int:
+        """How much of the last window counts on this counter, which has no subject."""
+
 
 @dataclass(frozen=True)
 class BudgetRules:
@@ -131,10 +136,10 @@ class BudgetRules:
     def charges(self, lane: Lane, sub_limits: Iterable[SubLimit], part: Callable[[int], int]) -> list[Charge]:
         capacity = part(self.per_minute)
         if lane is Lane.INTERACTIVE:
-            charges = [Charge("all", capacity)]
+            charges = [Charge(ALL, capacity)]
         else:
             charges = [
-                Charge("all", capacity - math.ceil(capacity * self.interactive_reserve)),
+                Charge(ALL, capacity - math.ceil(capacity * self.interactive_reserve)),
                 Charge("background", math.floor(capacity * self.background_share)),
             ]
         return charges + [
@@ -176,6 +181,11 @@ class SlidingWindow:
             buckets[bucket] = buckets.get(bucket, 0) + 1
         return Decision(Verdict.ADMITTED)
 
+    def spent(self, counter: str, *, now: float) -> int:
+        oldest = (int(now * 1000) - self._window) // self._step
+        buckets = self._counts.get((counter, ""), {})
+        return sum(count for bucket, count in buckets.items() if bucket >= oldest)
+
     def _forget_before(self, oldest: int) -> None:
         if oldest <= self._oldest:
             return
@@ -198,6 +208,14 @@ class SlidingWindow:
                 ends_at = (bucket + 1) * self._step + self._window
                 break
         return Decision(Verdict.FULL, timedelta(milliseconds=ends_at - instant), charge.counter)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Calls of the last minute, and how many more there are now."""
+
+    used: int
+    left: int
 
 
 class Governor:
@@ -248,6 +266,14 @@ class Governor:
         """Toss said 4095: every process stops for as long as `error.data.retryAfterSeconds` says."""
         self._pause_for(pause_length(seconds), is_published=False)
         await self._publish_pause()
+
+    async def standing(self) -> Standing:
+        """Of the shared pot; of its own share each process knows only what it has spent itself.
+
+        Raises: BudgetStoreUnavailable.
+        """
+        used = await self._store.spent(ALL)
+        return Standing(used, max(0, self._rules.shared(self._rules.per_minute) - used))
 
     def _pause_for(self, length: timedelta, *, is_published: bool) -> None:
         until = self._monotonic() + min(length, MAX_PAUSE).total_seconds()

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 from typing import Final
 
+from app.toss.calls import observed
 from app.toss.errors import Unintelligible
 from app.toss.governor import Lane
 from app.toss.partner import PartnerApi, TossUser, plain_text
@@ -38,7 +39,9 @@ class IapApi:
 
     def __init__(self, *, partner: PartnerApi) -> None:
         self._partner = partner
+        self.observe = partner.observe
 
+    @observed("iap.order_status")
     async def order_status(
         self, order_id: str, *, user: TossUser | None, lane: Lane = Lane.INTERACTIVE
     ) -> OrderStatus:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final
 from pydantic import BeforeValidator, Field
 from typing_extensions import override
 
+from app.toss.calls import observed
 from app.toss.crypto import EnvelopeError, LoginFieldCipher
 from app.toss.errors import OutcomeUnknown, TossRejected, Unintelligible
 from app.toss.governor import Lane
@@ -105,7 +106,9 @@ class LoginApi:
 
     def __init__(self, *, partner: PartnerApi) -> None:
         self._partner = partner
+        self.observe = partner.observe
 
+    @observed("login.exchange")
     async def exchange(self, code: str, referrer: str) -> Grant:
         """Both exactly as the mini-app got them: another letter case makes the code invalid (reference 6.1).
 
@@ -116,6 +119,7 @@ class LoginApi:
         body = {"authorizationCode": code, "referrer": referrer}
         return (await self._partner.post(f"{OAUTH}/generate-token", body)).parse(Grant)
 
+    @observed("login.refresh")
     async def refresh(self, refresh_token: str, *, lane: Lane = Lane.INTERACTIVE) -> Grant:
         """Whether the old token survives is open (reference 6.3): keep what comes back, and let one ask at a time.
 
@@ -124,6 +128,7 @@ class LoginApi:
         payload = await self._partner.post(f"{OAUTH}/refresh-token", {"refreshToken": refresh_token}, lane=lane)
         return payload.parse(Grant)
 
+    @observed("login.me")
     async def me(self, access_token: str, *, lane: Lane = Lane.INTERACTIVE) -> Member:
         """A lost answer is asked for once more by itself.
 
@@ -135,6 +140,7 @@ class LoginApi:
             payload = await self._partner.get(f"{OAUTH}/login-me", bearer=access_token, lane=lane)
         return _member(payload)
 
+    @observed("login.unlink_by_token")
     async def unlink_by_token(self, access_token: str, *, lane: Lane = Lane.INTERACTIVE) -> None:
         """End the link that this token belongs to. Toss does not call back for it. May be repeated.
 
@@ -142,6 +148,7 @@ class LoginApi:
         """
         await self._partner.post(f"{OAUTH}/access/remove-by-access-token", {}, bearer=access_token, lane=lane)
 
+    @observed("login.unlink_by_user_key")
     async def unlink_by_user_key(
         self, user_key: int, *, access_token: str | None, lane: Lane = Lane.INTERACTIVE
     ) -> None:
@@ -152,6 +159,7 @@ class LoginApi:
         path = f"{OAUTH}/access/remove-by-user-key"
         await self._partner.post(path, {"userKey": user_key}, bearer=access_token, lane=lane)
 
+    @observed("login.verify_anon_key")
     async def verify_anon_key(self, anon_key: str) -> None:
         """Whether Toss issued this key for this mini-app. It does not prove whose it is. May be repeated.
 

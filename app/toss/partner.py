@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 from pydantic import ConfigDict
 from typing_extensions import override
 
+from app.toss.calls import Observe, unobserved
 from app.toss.errors import BudgetExhausted, NotSent, OutcomeUnknown, TossFault, TossRejected, Unintelligible
 from app.toss.governor import Governor, Lane, SubLimit, pause_length
 from app.toss.transport import Answer, MutualTransport, Wire, plain_code
@@ -160,8 +161,13 @@ class PartnerApi:
         base_url: str,
         deadline: timedelta,
         refused: Callable[[str, str], None] = lambda _lane, _limit: None,
+        observe: Observe = unobserved,
     ) -> None:
-        """`refused` is told the lane and the limit of every call for which there was no room."""
+        """`refused` is told the lane and the limit of every call for which there was no room.
+
+        `observe` is told of every call by those who know its name.
+        """
+        self.observe: Final = observe
         self._transport = transport
         self._governor = governor
         self._base_url = base_url

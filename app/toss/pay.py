@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from pydantic import Field
 
+from app.toss.calls import observed
 from app.toss.governor import Lane
 from app.toss.partner import PartnerApi, PartnerWire, Payload, TossUser, plain_text, whole_number
 
@@ -86,19 +87,23 @@ class PayApi:
 
     def __init__(self, *, partner: PartnerApi, is_test: bool) -> None:
         self._partner = partner
+        self.observe = partner.observe
         self._is_test = is_test
 
+    @observed("pay.make")
     async def make(self, user: TossUser, order_no: str, charge: Charge) -> str:
         """The payToken. Moves no money. Raises: TossError."""
         body = {**_wanted(charge), "orderNo": order_no, "isTestPayment": self._is_test}
         payload = await self._partner.post(f"{PREFIX}/make-payment", body, headers=user.headers())
         return payload.parse(_Made).pay_token
 
+    @observed("pay.execute")
     async def execute(self, user: TossUser, *, order_no: str, pay_token: str) -> Execution:
         """Moves the money. Never to be repeated before `status` was asked. Raises: TossError."""
         body = {"payToken": pay_token, "orderNo": order_no, "isTestPayment": self._is_test}
         return _execution(await self._partner.post(f"{PREFIX}/execute-payment", body, headers=user.headers()))
 
+    @observed("pay.refund")
     async def refund(self, user: TossUser, *, pay_token: str, reason: str, lane: Lane = Lane.INTERACTIVE) -> Refund:
         """Gives all of it back. Never to be repeated before `status` was asked. Raises: TossError."""
         body = {"payToken": pay_token, "reason": reason, "isTestPayment": self._is_test}
@@ -106,6 +111,7 @@ class PayApi:
             await self._partner.post(f"{PREFIX}/refund-payment", body, headers=user.headers(), lane=lane)
         )
 
+    @observed("pay.status")
     async def status(
         self, user: TossUser, *, order_no: str, pay_token: str | None, lane: Lane = Lane.INTERACTIVE
     ) -> Status:
@@ -127,16 +133,19 @@ class BillingApi:
         self, *, partner: PartnerApi, is_test: bool, path_prefix: str, refund_path: str, status_field: str
     ) -> None:
         self._partner = partner
+        self.observe = partner.observe
         self._is_test = is_test
         self._prefix = path_prefix
         self._refund_path = refund_path
         self._status_field = status_field
 
+    @observed("billing.create_key")
     async def create_key(self, user: TossUser, *, product_desc: str) -> str:
         """The wrappedToken. Raises: TossError."""
         body = {"productDesc": product_desc, "isTestPayment": self._is_test}
         return (await self._post(user, "create-billing-key", body)).parse(_KeyMade).wrapped_token
 
+    @observed("billing.execute")
     async def execute(self, user: TossUser, *, wrapped_token: str, order_no: str, charge: Charge) -> Execution:
         """Moves the money; as `PayApi.execute`. `charge.options`: spreadOut."""
         body = {
@@ -147,6 +156,7 @@ class BillingApi:
         }
         return _execution(await self._post(user, "execute-billing", body))
 
+    @observed("billing.key_status")
     async def key_status(self, user: TossUser, *, wrapped_token: str, lane: Lane = Lane.INTERACTIVE) -> str:
         """CREATE, AUTH, ACTIVE, REMOVE, FAIL, CANCEL (plain Toss Pay's words), or a new one.
 
@@ -156,10 +166,12 @@ class BillingApi:
         payload = await self._partner.ask(path, body, headers=user.headers(), lane=lane)
         return payload.text(self._status_field)
 
+    @observed("billing.remove_key")
     async def remove_key(self, user: TossUser, *, wrapped_token: str, lane: Lane = Lane.INTERACTIVE) -> None:
         """Raises: TossError."""
         await self._post(user, "remove-billing-key", {"wrappedToken": wrapped_token}, lane=lane)
 
+    @observed("billing.refund")
     async def refund(self, user: TossUser, *, pay_token: str, reason: str, lane: Lane = Lane.INTERACTIVE) -> Refund:
         """As `PayApi.refund`, at the path that is set for charges."""
         body = {"payToken": pay_token, "reason": reason, "isTestPayment": self._is_test}

@@ -10,6 +10,7 @@ from typing import Final, Protocol
 from pydantic import Field
 from typing_extensions import override
 
+from app.toss.calls import Observe, observed, unobserved
 from app.toss.errors import NotSent, TossError
 from app.toss.transport import Transport, Wire
 
@@ -86,6 +87,11 @@ class TokenKeeper:
         self._turn = asyncio.Lock()
         self._own: ServiceToken | None = None
         self._own_failed_at: datetime | None = None
+
+    @property
+    def current(self) -> ServiceToken | None:
+        """The one that this process used last; it may have ended."""
+        return self._own
 
     async def get(self) -> ServiceToken:
         """A token with life left.
@@ -192,11 +198,13 @@ class TokenEndpoint:
     scope: str
     max_ttl: timedelta
     clock: Clock
+    observe: Observe = unobserved
 
     @override
     def __repr__(self) -> str:
         return "TokenEndpoint(...)"
 
+    @observed("cert.token")
     async def fetch(self) -> ServiceToken:
         """Raises: TossError."""
         asked_at = self.clock()

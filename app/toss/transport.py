@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
@@ -160,6 +160,15 @@ async def _admitted() -> None:
     return
 
 
+Saw = Callable[[str, datetime], None]
+"""Gets the host of a server (with its port, unless that is the usual one) and when the certificate that it showed
+ends."""
+
+
+def _overlooked(_host: str, _not_after: datetime) -> None:
+    return
+
+
 class _Calls(ABC):
     """The calls, however they reach the other side."""
 
@@ -272,7 +281,9 @@ class Transport(_Calls):
         pool_size: int,
         connect_timeout: timedelta,
         read_timeout: timedelta,
+        saw: Saw = _overlooked,
     ) -> None:
+        self._saw = saw
         self._client = _Limits(pool_size, connect_timeout, read_timeout).client(ssl_context(None, ca_file))
 
     @override
@@ -284,6 +295,7 @@ class Transport(_Calls):
         await admit()
         with _faults_by_what_may_follow():
             async with self._client.stream(method, url, **content) as response:
+                _look_at_server(response, self._saw)
                 return await _answer(response)
 
     @override
@@ -314,6 +326,7 @@ class MutualTransport(_Calls):
         look_every: timedelta = timedelta(seconds=10),
         retry_every: timedelta = timedelta(seconds=60),
         monotonic: Callable[[], float] = time.monotonic,
+        saw: Saw = _overlooked,
     ) -> None:
         """`probe_urls`: one at every host, where GET is answered with anything at all behind the calls' listener.
 
@@ -324,7 +337,7 @@ class MutualTransport(_Calls):
 
         async def open_pool(certificate: ClientCertificate) -> _MutualPool:
             context = await asyncio.to_thread(ssl_context, certificate, ca_file)
-            return _MutualPool(limits.client(context), probe_urls=probe_urls)
+            return _MutualPool(limits.client(context), probe_urls=probe_urls, saw=saw)
 
         self.probe_urls: Final = tuple(probe_urls)
         self._turns = asyncio.Semaphore(pool_size)
@@ -382,7 +395,8 @@ class MutualTransport(_Calls):
 class _MutualPool:
     """Connections that show one client certificate."""
 
-    def __init__(self, client: httpx2.AsyncClient, *, probe_urls: Sequence[str]) -> None:
+    def __init__(self, client: httpx2.AsyncClient, *, probe_urls: Sequence[str], saw: Saw) -> None:
+        self._saw = saw
         self._client = client
         self._probe_urls = probe_urls
 
@@ -390,12 +404,14 @@ class _MutualPool:
         """Raises: CertificateRefused, ConnectionLost, and what Transport raises."""
         with _faults_by_what_may_follow(is_mutual=True):
             async with self._client.stream(method, url, **content) as response:
+                _look_at_server(response, self._saw)
                 return _unless_refused(await _answer(response))
 
     async def probe(self, url: str) -> Probe:
         """With GET, because a gateway says why it refuses in a body only. Raises: as `send`."""
         with _faults_by_what_may_follow(is_mutual=True):
             async with self._client.stream("GET", url) as response:
+                _look_at_server(response, self._saw)
                 with suppress(Unintelligible):  # whatever it says, it says it to this certificate
                     _unless_refused(await _answer(response))
                 return _probe(response)
@@ -426,13 +442,25 @@ async def _answer(response: httpx2.Response) -> Answer:
     return Answer(response.status_code, bytes(body))
 
 
-def _probe(response: httpx2.Response) -> Probe:
+def _tls_of(response: httpx2.Response) -> ssl.SSLObject | None:
     stream = response.extensions.get("network_stream")
-    tls = stream.get_extra_info("ssl_object") if stream else None
+    return stream.get_extra_info("ssl_object") if stream else None
+
+
+def _look_at_server(response: httpx2.Response, saw: Saw) -> None:
+    tls = _tls_of(response)
+    certificate = tls.getpeercert() if tls else None
+    if certificate:
+        not_after = ssl.cert_time_to_seconds(str(certificate["notAfter"]))
+        saw(response.url.netloc.decode("ascii"), datetime.fromtimestamp(not_after, UTC))
+
+
+def _probe(response: httpx2.Response) -> Probe:
+    tls = _tls_of(response)
     certificate = tls.getpeercert() if tls else None
     return Probe(
         tls_version=tls.version() if tls else None,
-        certificate_expires_at=certificate["notAfter"] if certificate else None,
+        certificate_expires_at=str(certificate["notAfter"]) if certificate else None,
         clock=_http_date(response.headers.get("date")),
     )
 

@@ -448,6 +448,7 @@ def service(bff, *, api=None, checkpoint=None, database=None, monotonic=time.mon
         rules=own._rules,
         clock=bff.clock,
         checkpoint=checkpoint or own._checkpoint,
+        counts=own._counts,
         monotonic=monotonic,
     )
 

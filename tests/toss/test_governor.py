@@ -28,6 +28,7 @@ from app.toss.governor import (
     Governor,
     Lane,
     SlidingWindow,
+    Standing,
     SubLimit,
     Verdict,
     messenger_user,
@@ -76,6 +77,11 @@ class Store:
         self.pauses.append(length)
         await self.pot.pause(length)
 
+    async def spent(self, counter: str) -> int:
+        if self.is_away:
+            raise BudgetStoreUnavailable
+        return await self.pot.spent(counter)
+
 
 @dataclass
 class Office:
@@ -105,6 +111,23 @@ async def admitted(governor, lane=Lane.INTERACTIVE, *, tries=1000, sub_limits=()
         except BudgetExhausted:
             return count
     return tries
+
+
+# --- What it shows ---------------------------------------------------------------------------------------
+
+
+async def test_it_shows_what_is_used_of_the_shared_pot_and_what_is_left():
+    """Of 90, 72 are shared."""
+    shared = office()
+    (one, _), (other, store) = shared.process(), shared.process()
+    await admitted(one, tries=5)
+    await admitted(other, Lane.BACKGROUND, tries=2)
+    assert await one.standing() == await other.standing() == Standing(7, 65)
+    await admitted(one)
+    assert await other.standing() == Standing(72, 0)
+    store.is_away = True
+    with pytest.raises(BudgetStoreUnavailable):
+        await other.standing()
 
 
 # --- How the budget is cut --------------------------------------------------------------------------------

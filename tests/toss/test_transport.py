@@ -54,6 +54,35 @@ async def fault_of(ca, url: str, kind: type[TossError], **how) -> TossError:
         return error
 
 
+# --- Whom we talk to ---------------------------------------------------------------------------------------
+
+
+async def test_a_server_is_seen_with_its_host_and_the_end_of_its_certificate(ca):
+    ends_at = datetime(2031, 5, 6, 7, 8, 9, tzinfo=UTC)
+    seen = []
+    made = Transport(
+        ca_file=ca.file,
+        pool_size=4,
+        connect_timeout=LONG,
+        read_timeout=LONG,
+        saw=lambda host, not_after: seen.append((host, not_after)),
+    )
+    async with made as transport, Host.running(answering(), tls=tls_of(ca, not_after=ends_at)) as host:
+        await call(transport, host.url.replace("https://", "https://user:pa55word@"))
+        authority = host.url.removeprefix("https://").removesuffix("/call")
+        assert seen == [(authority, ends_at)]
+
+
+async def test_a_server_without_tls_shows_no_certificate(ca):
+    seen = []
+    made = Transport(
+        ca_file=ca.file, pool_size=4, connect_timeout=LONG, read_timeout=LONG, saw=lambda *one: seen.append(one)
+    )
+    async with made as transport, Host.running(answering()) as host:
+        await call(transport, host.url)
+    assert seen == []
+
+
 # --- Never sent -------------------------------------------------------------------------------------------
 
 
