@@ -394,6 +394,16 @@ async def test_an_answer_is_kept_for_a_while(bff):
     assert (await gauges.read()).notices.count == 1
 
 
+async def test_an_old_answer_is_not_shown_for_a_new_one(bff):
+    stuck, now = Stuck(), 0.0
+    gauges = gauges_of(bff, patience=timedelta(seconds=PATIENCE), monotonic=lambda: now)
+    assert (await gauges.read()).is_database_up is True
+    gauges._database = stuck
+    stuck.may_answer.set()
+    now += FRESH_FOR.total_seconds()
+    assert (await gauges.read()).is_database_up is False
+
+
 async def test_a_question_under_way_does_not_outlive_the_process(bff):
     stuck = Stuck()
     gauges = gauges_of(bff, database=stuck, patience=timedelta(milliseconds=20))
