@@ -17,8 +17,9 @@ import app.health
 import app.login.routes
 import app.payments.routes
 import app.purchases.routes
-from app import problems
+from app import __version__, problems
 from app.background import every, repeating
+from app.error_reports import reporting
 from app.errors import RequestTimeout, TooManyRequests
 from app.metrics import Metrics
 from app.network import Allowlist, BodyLimit, CrossOrigin, RateLimit, RateLimits, Rates, is_below, mini_app_origins
@@ -50,6 +51,7 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> FastAPI:
     async def lifespan(application: FastAPI) -> AsyncIterator[None]:
         interval = settings.server.reconcile_every
         async with AsyncExitStack() as stack:
+            await stack.enter_async_context(reporting(settings))
             resources = await stack.enter_async_context(open_resources(settings, clock=clock, metrics=metrics))
             application.state.resources = resources
             if interval:
@@ -59,7 +61,7 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> FastAPI:
 
     application = FastAPI(
         title="Apps-in-Toss BFF",
-        version="0.1.0",
+        version=__version__,
         lifespan=lifespan,
         redirect_slashes=False,
         openapi_url="/openapi.json" if settings.serves_docs else None,
