@@ -27,6 +27,8 @@ CLOSE_WITHIN = timedelta(seconds=2)
 """For what is still to be sent when the process stops."""
 LAST_TO_SPEAK = frozenset({"app.background", "app.problems", "asyncio", "uvicorn.error"})
 """Loggers of those who catch whatever comes: they are silent here when somebody has reported the same exception."""
+REPORTED = "_bff_reported"
+"""Attribute of an exception that has been reported."""
 NOT_REPORTED = ("opentelemetry", "sentry_sdk", "urllib3")
 """Their troubles are the way to the reports and traces themselves."""
 
@@ -180,7 +182,7 @@ class ErrorReports(logging.Handler):
             event |= event_from_exception(error, self.client.options)[0]
             for shown in event["exception"]["values"]:
                 shown["value"] = TITLES.get(shown["type"])
-            _mark_as_reported(error)
+            error.__dict__[REPORTED] = True
         self.client.capture_event(cast("Event", event))
 
 
@@ -193,13 +195,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _mark_as_reported(error: BaseException) -> None:
-    for each in _chain(error):
-        each.__dict__["_bff_reported"] = True
-
-
 def _is_reported(error: BaseException) -> bool:
-    return any("_bff_reported" in each.__dict__ for each in _chain(error))
+    return any(REPORTED in each.__dict__ for each in _chain(error))
 
 
 @asynccontextmanager

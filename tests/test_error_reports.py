@@ -23,7 +23,7 @@ from structlog.contextvars import bind_contextvars
 from app import __version__
 from app.__main__ import _run
 from app.error_reports import ALLOWED, ErrorReports, only, reporting
-from app.errors import StorageUnavailable, UpstreamInvalid
+from app.errors import StorageUnavailable, UpstreamInvalid, UpstreamUnavailable
 from app.main import create_app
 from app.settings import SentrySettings
 from tests.collector import Collector, collecting, events_of
@@ -234,6 +234,14 @@ def test_the_pattern_of_every_route_may_be_reported(embedded, sandbox):
     assert {path for path in paths if only(ALLOWED["transaction"], path) != path} == set()
 
 
+def test_nothing_is_collected(sentry, monkeypatch):
+    monkeypatch.setenv("SENTRY_DEBUG", "1")
+    reports = ErrorReports(dsn=sentry.dsn, environment="production", release="r")
+    assert reports.client.integrations == {}
+    assert reports.client.options["debug"] is False
+    reports.client.close()
+
+
 # --- The application ----------------------------------------------------------------------------------------
 
 
@@ -246,6 +254,16 @@ def settings(embedded, sandbox, sentry):
     return reported_to(sentry, settings_for(embedded, sandbox))
 
 
+class Shy:
+    """Whose `repr` nobody may ask for."""
+
+    asked = 0
+
+    def __repr__(self):
+        Shy.asked += 1
+        return SECRET
+
+
 class Broken:
     """Stands for a bug: raises what it is given, with a secret in a local variable."""
 
@@ -253,7 +271,7 @@ class Broken:
         self._raise_it = raise_it
 
     def __call__(self, token: str) -> None:
-        name = f"{SECRET} {token}"
+        name, _person = f"{SECRET} {token}", Shy()
         self._raise_it(name)
 
 
@@ -334,6 +352,38 @@ async def test_a_bug_is_reported_without_whom_it_befell(settings, sandbox, sentr
     assert any(function == raise_it.__name__ for _, function in ours)
     assert all(frame["lineno"] > 0 for frame in frames)
     assert {name for frame in frames for name in frame} == {"module", "function", "lineno", "in_app"}
+    assert Shy.asked == 0
+
+
+async def test_what_a_library_logs_is_reported_with_its_request(settings, sandbox, sentry):
+    def complain(_secret: str) -> None:
+        LIBRARY.error("could not %s", SECRET)
+        raise UpstreamUnavailable
+
+    async with Bff.running(settings, sandbox) as bff:
+        answer = await ask(bff, complain)
+    (event,) = sentry.events()
+    assert event["tags"] == {"method": "POST", "request_id": answer.headers["x-request-id"]}
+    assert event["transaction"] == "/api/v1/cert/requests/{txId}/result"
+
+
+async def test_the_troubles_of_the_way_to_sentry_are_not_sent_along_it(settings, sentry):
+    async with reporting(settings):
+        for name in ("urllib3.connectionpool", "sentry_sdk.errors", "opentelemetry.sdk.trace.export"):
+            logging.getLogger(name).error("cannot connect")
+    assert sentry.all() == []
+
+
+async def test_a_report_that_fails_is_no_second_error(settings, sentry):
+    class Odd(Exception):
+        @property
+        def detail(self):
+            raise ValueError
+
+    async with reporting(settings):
+        LIBRARY.error("failed", exc_info=Odd())
+        LIBRARY.error("failed")
+    assert len(sentry.events()) == 1
 
 
 async def test_an_error_of_ours_is_reported_with_its_code_and_title(settings, sandbox, sentry):
@@ -436,7 +486,6 @@ async def test_only_our_own_setting_switches_it_on(embedded, sandbox, sentry, mo
             monkeypatch.setenv(name, other.dsn)
         monkeypatch.setenv("SENTRY_RELEASE", SECRET)
         monkeypatch.setenv("SENTRY_ENVIRONMENT", SECRET)
-        monkeypatch.setenv("SENTRY_DEBUG", "1")
         without = settings_for(embedded, sandbox)
         async with Bff.running(without, sandbox) as bff:
             await ask(bff, chain)
