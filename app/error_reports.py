@@ -6,7 +6,6 @@ everything else stays, whoever put it there.
 
 import asyncio
 import logging
-import re
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -20,7 +19,8 @@ from typing_extensions import override
 
 from app import __version__
 from app.errors import AppError
-from app.observability import METHODS, current_request
+from app.observability import current_request
+from app.scrubbing import HEX_ID, METHODS, NAME, RELEASE, ROUTE, WORD, Allowed, form, only
 from app.settings import Settings
 
 CLOSE_WITHIN = timedelta(seconds=2)
@@ -32,13 +32,6 @@ REPORTED = "_bff_reported"
 NOT_REPORTED = ("opentelemetry", "sentry_sdk", "urllib3")
 """Their troubles are the way to the reports and traces themselves."""
 
-Allowed = Any
-"""What may leave: a mapping of names, a list with the form of every item, a pattern, a set of values, or a type."""
-
-
-def _form(pattern: str) -> re.Pattern[str]:
-    return re.compile(pattern, re.ASCII)
-
 
 def _errors(root: type[AppError] = AppError) -> Iterator[type[AppError]]:
     yield root
@@ -47,21 +40,13 @@ def _errors(root: type[AppError] = AppError) -> Iterator[type[AppError]]:
 
 
 TITLES: Final = {error.__name__: error.title for error in _errors()}
-HEX_ID = _form(r"[0-9a-f]{32}")
-WORD = _form(r"[a-z][a-z0-9_]{0,63}")
-NAME = _form(r"[A-Za-z_<][\w.<>]{0,199}")
-"""As Python has them, `<lambda>` included."""
-RELEASE = _form(r"[\w.@+-]{1,100}")
-INSTANT = _form(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)")
-ROUTE = _form(r"(/(v1|[a-z.-]+|\{[A-Za-z]+\}))+")
-"""A pattern with its parameters unfilled; an id has a digit or a capital letter."""
-
+INSTANT = form(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)")
 ALLOWED: Final[Allowed] = {
     "event_id": HEX_ID,
     "timestamp": INSTANT,
     "platform": {"python"},
     "level": {"error", "fatal"},
-    "logger": _form(r"[A-Za-z][\w.-]{0,99}"),
+    "logger": form(r"[A-Za-z][\w.-]{0,99}"),
     "message": WORD,
     "transaction": ROUTE,
     "release": RELEASE,
@@ -71,9 +56,9 @@ ALLOWED: Final[Allowed] = {
         "event": WORD,
         "code": {error.code for error in _errors()},
         "method": METHODS,
-        "request_id": _form(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"),
+        "request_id": form(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"),
     },
-    "contexts": {"trace": {"trace_id": HEX_ID, "span_id": _form(r"[0-9a-f]{16}")}},
+    "contexts": {"trace": {"trace_id": HEX_ID, "span_id": form(r"[0-9a-f]{16}")}},
     "exception": {
         "values": [
             {
@@ -93,23 +78,6 @@ ALLOWED: Final[Allowed] = {
     },
 }
 """All that ever leaves (G11). No text but our own titles, no value of a variable, no line of source, no address."""
-
-
-def only(allowed: Allowed, value: Any) -> Any:  # noqa: ANN401 - an event is JSON
-    """The part of the value that is allowed; None if there is none."""
-    if isinstance(allowed, Mapping):
-        names = [name for name in allowed if name in value] if isinstance(value, Mapping) else []
-        found = {name: only(allowed[name], value[name]) for name in names}
-        return {name: item for name, item in found.items() if item is not None} or None
-    if isinstance(allowed, list):
-        return [only(allowed[0], item) or {} for item in value] if isinstance(value, list) else None
-    if isinstance(allowed, re.Pattern):
-        is_allowed = isinstance(value, str) and allowed.fullmatch(value) is not None
-    elif isinstance(allowed, type):
-        is_allowed = isinstance(value, allowed)
-    else:
-        is_allowed = isinstance(value, str) and value in allowed
-    return value if is_allowed else None
 
 
 class ErrorReports(logging.Handler):

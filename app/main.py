@@ -27,6 +27,7 @@ from app.observability import RequestLog, configure_logging, request_id_of
 from app.reconcile import reconcile
 from app.resources import Clock, Resources, open_resources, utc_now
 from app.settings import LimitSettings, NetworkSettings, Settings, SettingsError
+from app.tracing import Tracing
 
 MINI_APP = "/api/v1"
 CALLBACKS = "/callbacks/toss"
@@ -45,6 +46,7 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> FastAPI:
     if faults := settings.faults(now=clock()):
         raise SettingsError(faults)
     metrics = Metrics()
+    tracing = Tracing(settings)
     network = settings.network
 
     @asynccontextmanager
@@ -52,7 +54,9 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> FastAPI:
         interval = settings.server.reconcile_every
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(reporting(settings))
-            resources = await stack.enter_async_context(open_resources(settings, clock=clock, metrics=metrics))
+            await stack.enter_async_context(tracing.running())
+            opened = open_resources(settings, clock=clock, metrics=metrics, tracing=tracing)
+            resources = await stack.enter_async_context(opened)
             application.state.resources = resources
             if interval:
                 await stack.enter_async_context(repeating(every(interval), partial(reconcile, resources)))
@@ -66,6 +70,7 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> FastAPI:
         redirect_slashes=False,
         openapi_url="/openapi.json" if settings.serves_docs else None,
         routes=_routes(),
+        telemetry=tracing.telemetry,
     )
     problems.install(application, request_id_of=request_id_of)
     # Added last is outermost: the log sees everything, CORS also covers what is refused further in.

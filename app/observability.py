@@ -19,9 +19,9 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from typing_extensions import override
 
 from app import trace_context
+from app.scrubbing import METHODS
 
 REDACTED = "[redacted]"
-METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
 REQUEST_ID_HEADER = b"x-request-id"
 
 SECRET_FIELDS = frozenset(
@@ -195,7 +195,7 @@ class RequestLog:
             await send(message)
 
         token = _request.set(scope)
-        with trace_context.entered(headers.getlist("traceparent"), headers.getlist("tracestate")) as span:
+        with trace_context.present_or(headers.getlist(trace_context.TRACEPARENT)) as span:
             bind_contextvars(
                 request_id=request_id, trace_id=format_trace_id(span.trace_id), span_id=format_span_id(span.span_id)
             )

@@ -60,7 +60,8 @@ from app.toss.partner import PartnerApi, TossUser
 from app.toss.pay import BillingApi, PayApi
 from app.toss.signature import SignatureChecker
 from app.toss.tokens import TokenEndpoint, TokenKeeper
-from app.toss.transport import MutualTransport, Transport
+from app.toss.transport import MutualTransport, Traced, Transport
+from app.tracing import Tracing
 from app.vault import Vault
 
 Clock = Callable[[], datetime]
@@ -106,14 +107,14 @@ class Resources:
 
 @asynccontextmanager
 async def open_resources(
-    settings: Settings, *, clock: Clock = utc_now, metrics: Metrics | None = None
+    settings: Settings, *, clock: Clock = utc_now, metrics: Metrics | None = None, tracing: Tracing | None = None
 ) -> AsyncIterator[Resources]:
     """Nothing here connects yet: a database or Redis that is away is a matter for /readyz, not for the start.
 
     Raises: SettingsError for files and keys that cannot be used.
     """
     cert = settings.cert
-    metrics = metrics or Metrics()
+    metrics, tracing = metrics or Metrics(), tracing or Tracing(settings)
     faults: list[str] = []
     with _noting("BFF_CERT__PUBLIC_KEY", faults):
         public_key = PublicKey.parse(cert.public_key or TOSS_PUBLIC_KEY)
@@ -126,15 +127,16 @@ async def open_resources(
                 pool_size=cert.pool_size,
                 connect_timeout=cert.connect_timeout,
                 read_timeout=cert.read_timeout,
+                traced=tracing.to_toss,
             )
             stack.push_async_callback(transport.aclose)
         with _noting("BFF_TOSS__CA_FILE", faults):
-            partner_transport = _partner_transport(settings, clock=clock)
+            partner_transport = _partner_transport(settings, clock=clock, traced=tracing.to_toss)
             if partner_transport is not None:
                 stack.push_async_callback(partner_transport.aclose)
                 metrics.watch_client_certificate(_certificate_reader(partner_transport, clock))
         with _noting("BFF_EVENTS__CA_FILE", faults):
-            receiver = _event_receiver(settings)
+            receiver = _event_receiver(settings, traced=tracing.to_partner)
             if receiver is not None:
                 stack.push_async_callback(receiver.transport.aclose)
         faults += _certificate_faults(settings, clock())
@@ -356,7 +358,7 @@ def _certificate_faults(settings: Settings, now: datetime) -> list[str]:
     )
 
 
-def _partner_transport(settings: Settings, *, clock: Clock) -> MutualTransport | None:
+def _partner_transport(settings: Settings, *, clock: Clock, traced: Traced) -> MutualTransport | None:
     toss = settings.toss
     sources = _certificate_sources(toss)
     if not sources.is_configured:
@@ -372,16 +374,21 @@ def _partner_transport(settings: Settings, *, clock: Clock) -> MutualTransport |
         clock=clock,
         look_every=toss.certificate_look_every,
         retry_every=toss.certificate_retry_every,
+        traced=traced,
     )
 
 
-def _event_receiver(settings: Settings) -> Receiver | None:
+def _event_receiver(settings: Settings, *, traced: Traced) -> Receiver | None:
     events = settings.events
     if events.url is None:
         return None
     return Receiver(
         transport=Transport(
-            ca_file=events.ca_file, pool_size=AT_ONCE, connect_timeout=events.timeout, read_timeout=events.timeout
+            ca_file=events.ca_file,
+            pool_size=AT_ONCE,
+            connect_timeout=events.timeout,
+            read_timeout=events.timeout,
+            traced=traced,
         ),
         url=events.url,
         secrets=[secret.get_secret_value() for secret in events.secrets],

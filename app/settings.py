@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from importlib.util import find_spec
 from ipaddress import IPv4Network, IPv6Network
 from itertools import pairwise
 from pathlib import Path
@@ -471,6 +472,17 @@ class SentrySettings(Group):
     """Share of the errors that is reported."""
 
 
+class TracingSettings(Group):
+    """Spans, by OTLP over HTTP. Without an address there are none, and trace ids are in the log all the same."""
+
+    endpoint: Url | None = None
+    """Of the collector, with its path (`/v1/traces`). Needs the extra `tracing`."""
+    sample_ratio: float = Field(1.0, ge=0, le=1)
+    """Share of the traces that begin here; in others the caller's mark decides."""
+    sends_to_toss: bool = False
+    """Pass `traceparent` on to Toss, which documents no such header."""
+
+
 class FaultSettings(Group):
     """For tests of crashes only; production refuses every value."""
 
@@ -505,6 +517,7 @@ class Settings(BaseSettings):
     purchases: PurchaseSettings = PurchaseSettings()
     events: EventSettings = EventSettings()
     sentry: SentrySettings = SentrySettings()
+    tracing: TracingSettings = TracingSettings()
     fault: FaultSettings = FaultSettings()
 
     @property
@@ -571,6 +584,10 @@ class Settings(BaseSettings):
             (
                 "BFF_EVENTS__SECRETS: an events address needs one",
                 self.events.url is not None and not self.events.secrets,
+            ),
+            (
+                "BFF_TRACING__ENDPOINT: needs the extra `tracing` to be installed",
+                self.tracing.endpoint is not None and find_spec("opentelemetry.sdk") is None,
             ),
             ("BFF_BILLING__ENABLED: needs BFF_PAY__MODE", self.billing.enabled and self.pay.mode is None),
             (

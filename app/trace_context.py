@@ -1,4 +1,7 @@
-"""W3C trace context: a caller's trace is continued, a malformed one begins anew, whom we call may learn of it."""
+"""W3C trace context: a caller's trace is continued, a malformed one begins anew, whom we call may learn of it.
+
+`tracestate` is others' own text, from a public door: it is neither kept, logged nor passed on.
+"""
 
 import secrets
 from collections.abc import Iterator, Sequence
@@ -8,42 +11,45 @@ from opentelemetry import context, trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-TRACEPARENT, TRACESTATE = "traceparent", "tracestate"
+TRACEPARENT = "traceparent"
+LENGTH = len("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
 
 
 @contextmanager
-def entered(traceparent: Sequence[str], tracestate: Sequence[str]) -> Iterator[SpanContext]:
-    """Be in the trace that these headers name, or in a new one; if spans are recorded, in the present one.
-
-    More than one `traceparent` is none (W3C Trace Context 3.2).
-    """
-    present = trace.get_current_span().get_span_context()
-    if present.is_valid:
-        yield present
-        return
-    present = _continued(traceparent, tracestate)
-    token = context.attach(trace.set_span_in_context(NonRecordingSpan(present)))
+def entered(*traceparent: str) -> Iterator[SpanContext]:
+    """Be in the trace that the header names, or in a new one. More than one header is none (W3C 3.2)."""
+    caller = _named_by(traceparent[0] if len(traceparent) == 1 else "")
+    present = SpanContext(
+        trace_id=caller.trace_id or secrets.randbits(128) or 1,
+        span_id=secrets.randbits(64) or 1,
+        is_remote=False,
+        trace_flags=caller.trace_flags,
+    )
+    token = context.attach(trace.set_span_in_context(NonRecordingSpan(present), context.Context()))
     try:
         yield present
     finally:
         context.detach(token)
 
 
-def _continued(traceparent: Sequence[str], tracestate: Sequence[str]) -> SpanContext:
-    carrier = {TRACEPARENT: list(traceparent), TRACESTATE: list(tracestate)} if len(traceparent) == 1 else {}
-    found = TraceContextTextMapPropagator().extract(carrier, context.Context())
-    caller = trace.get_current_span(found).get_span_context()
-    return SpanContext(
-        trace_id=caller.trace_id or secrets.randbits(128) or 1,
-        span_id=secrets.randbits(64) or 1,
-        is_remote=False,
-        trace_flags=caller.trace_flags,
-        trace_state=caller.trace_state,
-    )
+@contextmanager
+def present_or(traceparent: Sequence[str]) -> Iterator[SpanContext]:
+    """The span in which we already are, if spans are recorded; else as `entered`."""
+    present = trace.get_current_span().get_span_context()
+    if present.is_valid:
+        yield present
+        return
+    with entered(*traceparent) as present:
+        yield present
 
 
-def outgoing() -> dict[str, str]:
-    """Headers that name the present trace to whom we call; empty outside of one."""
+def outgoing() -> str | None:
+    """The header that names the present span to whom we call; None outside of one."""
     headers: dict[str, str] = {}
     TraceContextTextMapPropagator().inject(headers)
-    return headers
+    return headers.get(TRACEPARENT)
+
+
+def _named_by(traceparent: str) -> SpanContext:
+    found = TraceContextTextMapPropagator().extract({TRACEPARENT: [traceparent]}, context.Context())
+    return trace.get_current_span(found).get_span_context()
