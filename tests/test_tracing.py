@@ -361,16 +361,24 @@ async def test_a_silent_collector_delays_neither_an_answer_nor_the_stop(embedded
 # --- A real server process ----------------------------------------------------------------------------------
 
 
-async def test_a_real_process_sends_its_spans_before_it_ends(embedded, sandbox, collector):
+async def test_a_real_process_sends_its_spans(embedded, sandbox, collector):
+    posts = []
+
+    def until(name: str) -> Span:
+        while True:
+            posts.append(collector.next())
+            for span in spans_of(posts[-1]):
+                if span.name == name:
+                    return span
+
     settings = traced(settings_for(embedded, sandbox), collector)
-    with serving(settings) as server:
+    with serving(settings, OTEL_BSP_SCHEDULE_DELAY="50") as server:
         async with bff_at(server, sandbox) as bff:
             await plant(bff)
+            unlink = await asyncio.to_thread(until, "GET /callbacks/toss/login-unlink")
         assert server.end(signal.SIGTERM) == 0
         log = "".join(server.log)
-    posts = collector.all()
-    assert not holds_secret(b"".join(posts))
-    spans = [span for post in posts for span in spans_of(post)]
-    assert named(spans, "GET /callbacks/toss/login-unlink").trace_id.hex() == TRACE
+    assert unlink.trace_id.hex() == TRACE
+    assert not holds_secret(b"".join([*posts, *collector.all()]))
     assert TRACE in log
     assert "01055557777" not in log
