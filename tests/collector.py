@@ -36,15 +36,17 @@ class Collector:
         """Waits for it."""
         return self.posts.get(timeout=PATIENCE)
 
-    def all(self) -> list[bytes]:
-        """What has come so far and was not taken."""
-        return [self.posts.get_nowait() for _ in range(self.posts.qsize())]
+    def all(self, least: int = 0) -> list[bytes]:
+        """What has come and was not taken; waits until it is so many."""
+        first = [self.next() for _ in range(least)]
+        return first + [self.posts.get_nowait() for _ in range(self.posts.qsize())]
 
-    def events(self) -> list[dict[str, Any]]:
-        return [event for post in self.all() for event in events_of(post)]
+    def events(self, least: int) -> list[dict[str, Any]]:
+        return [event for post in self.all(least) for event in events_of(post)]
 
     def spans(self) -> list[Span]:
-        return [span for post in self.all() for span in spans_of(post)]
+        """Of one batch, and of what else has come with it."""
+        return [span for post in self.all(1) for span in spans_of(post)]
 
 
 def events_of(post: bytes) -> list[dict[str, Any]]:

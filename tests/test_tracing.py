@@ -128,7 +128,7 @@ async def test_the_partners_server_learns_of_the_trace_in_which_it_happened(
         assert span_id != SPAN
         assert "tracestate" not in delivered.headers
         assert delivered.verified(EVENT_SECRET)
-    spans = collector.spans()
+    spans = collector.spans() if has_collector else []
     assert has_collector == (span_id in {span.span_id.hex() for span in spans})
 
 
@@ -218,7 +218,7 @@ async def test_no_span_holds_anything_of_a_person(embedded, sandbox, collector):
         await plant(bff)
         bff.resources.cert.holder = broken
         await plant(bff)
-    posts = collector.all()
+    posts = collector.all(1)
     sent = b"".join(posts)
     assert not holds_secret(sent)
     assert b"Kim Toss" not in sent
@@ -316,7 +316,8 @@ async def test_the_share_is_the_operators_and_the_callers_mark_counts(
         await bff.http.get("/nowhere", headers=headers)
         await bff.http.get("/livez", headers={"traceparent": PARENT})
         await bff.http.get("/readyz", headers={"traceparent": PARENT})
-    assert [span.name for span in collector.spans()] == ["GET"] * expected
+    spans = collector.spans() if expected else collector.all()
+    assert [span.name for span in spans] == ["GET"] * expected
 
 
 async def test_only_our_own_setting_switches_spans_on(embedded, sandbox, collector, monkeypatch):
@@ -335,7 +336,7 @@ async def test_only_our_own_setting_switches_spans_on(embedded, sandbox, collect
             async with Bff.running(settings, sandbox) as bff:
                 await bff.http.get("/nowhere")
         assert other.all() == []
-    (post,) = collector.all()
+    (post,) = collector.all(1)
     assert b"01055557777" not in post
     assert len(spans_of(post)) == 1
 
