@@ -101,7 +101,6 @@ class ErrorReports(logging.Handler):
             before_send=self._before_send,
             before_send_transaction=lambda _event, _hint: None,
             default_integrations=False,
-            auto_enabling_integrations=False,
             send_client_reports=False,
             include_local_variables=False,
             include_source_context=False,
