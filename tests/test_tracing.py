@@ -320,6 +320,11 @@ async def test_the_share_is_the_operators_and_the_callers_mark_counts(
     assert [span.name for span in spans] == ["GET"] * expected
 
 
+def test_fastapi_looks_for_no_providers_of_its_own(embedded, sandbox):
+    telemetry = Tracing(settings_for(embedded, sandbox)).telemetry
+    assert [telemetry[what] for what in ("tracing", "metrics", "logs", "auto_configure")] == [False] * 4
+
+
 async def test_only_our_own_setting_switches_spans_on(embedded, sandbox, collector, monkeypatch):
     with collecting() as other:
         for name in (
