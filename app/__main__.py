@@ -17,6 +17,7 @@ import uvicorn
 from uvicorn.supervisors import Multiprocess
 
 from app.doctor import examine
+from app.error_reports import reporting
 from app.errors import AppError, StorageUnavailable
 from app.metrics import FOLDER_VARIABLE
 from app.observability import configure_logging
@@ -282,7 +283,7 @@ def _run_on_tables(settings: Settings, use: Callable[[Resources], Awaitable[T]])
 
 def _run(settings: Settings, use: Callable[[Resources], Awaitable[T]]) -> T:
     async def run() -> T:
-        async with open_resources(settings) as resources:
+        async with reporting(settings), open_resources(settings) as resources:
             return await use(resources)
 
     return asyncio.run(run())

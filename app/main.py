@@ -17,8 +17,9 @@ import app.health
 import app.login.routes
 import app.payments.routes
 import app.purchases.routes
-from app import problems
+from app import __version__, problems
 from app.background import every, repeating
+from app.error_reports import reporting
 from app.errors import RequestTimeout, TooManyRequests
 from app.metrics import Metrics
 from app.network import Allowlist, BodyLimit, CrossOrigin, RateLimit, RateLimits, Rates, is_below, mini_app_origins
@@ -26,6 +27,7 @@ from app.observability import RequestLog, configure_logging, request_id_of
 from app.reconcile import reconcile
 from app.resources import Clock, Resources, open_resources, utc_now
 from app.settings import LimitSettings, NetworkSettings, Settings, SettingsError
+from app.tracing import Tracing
 
 MINI_APP = "/api/v1"
 CALLBACKS = "/callbacks/toss"
@@ -44,13 +46,17 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> FastAPI:
     if faults := settings.faults(now=clock()):
         raise SettingsError(faults)
     metrics = Metrics()
+    tracing = Tracing(settings)
     network = settings.network
 
     @asynccontextmanager
     async def lifespan(application: FastAPI) -> AsyncIterator[None]:
         interval = settings.server.reconcile_every
         async with AsyncExitStack() as stack:
-            resources = await stack.enter_async_context(open_resources(settings, clock=clock, metrics=metrics))
+            await stack.enter_async_context(reporting(settings))
+            await stack.enter_async_context(tracing.running())
+            opened = open_resources(settings, clock=clock, metrics=metrics, tracing=tracing)
+            resources = await stack.enter_async_context(opened)
             application.state.resources = resources
             if interval:
                 await stack.enter_async_context(repeating(every(interval), partial(reconcile, resources)))
@@ -59,11 +65,12 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> FastAPI:
 
     application = FastAPI(
         title="Apps-in-Toss BFF",
-        version="0.1.0",
+        version=__version__,
         lifespan=lifespan,
         redirect_slashes=False,
         openapi_url="/openapi.json" if settings.serves_docs else None,
         routes=_routes(),
+        telemetry=tracing.telemetry,
     )
     problems.install(application, request_id_of=request_id_of)
     # Added last is outermost: the log sees everything, CORS also covers what is refused further in.

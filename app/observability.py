@@ -6,19 +6,23 @@ import sys
 import time
 import uuid
 from collections.abc import MutableMapping
+from contextvars import ContextVar
 from typing import Any, TextIO
 
 import structlog
+from opentelemetry.trace import format_span_id, format_trace_id
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars, clear_contextvars, get_contextvars
 from structlog.typing import EventDict, Processor, WrappedLogger
 from typing_extensions import override
 
+from app import trace_context
 from app.metrics import Metrics
+from app.scrubbing import METHODS
 
 REDACTED = "[redacted]"
-METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
 REQUEST_ID_HEADER = b"x-request-id"
 
 SECRET_FIELDS = frozenset(
@@ -77,8 +81,10 @@ QUIET_LOGGERS = {
     "asyncio": logging.WARNING,
     "httpcore2": logging.WARNING,  # prints headers
     "httpx2": logging.WARNING,
+    "opentelemetry": logging.WARNING,
     "redis": logging.WARNING,
     "sqlalchemy.engine": logging.WARNING,
+    "urllib3": logging.ERROR,  # of a Sentry or a collector that is away; prints addresses
     "uvicorn.access": logging.CRITICAL,  # prints raw URLs; the canonical line replaces it
 }
 
@@ -145,6 +151,22 @@ def request_id_of(request: Request) -> str:
     return str(request.scope.get("state", {}).get("request_id", ""))
 
 
+_request: ContextVar[Scope | None] = ContextVar("request", default=None)
+
+
+def current_request() -> dict[str, Any]:
+    """What the log knows of the request that is served here; the route is its pattern, once it is found."""
+    scope = _request.get()
+    return get_contextvars() | _described(scope) if scope is not None else {}
+
+
+def _described(scope: Scope) -> dict[str, Any]:
+    return {
+        "method": scope["method"] if scope["method"] in METHODS else "OTHER",
+        "route": getattr(scope.get("route"), "path", None),
+    }
+
+
 class RequestLog:
     """Gives every request an id, answers with it, and writes one line when the response is sent.
 
@@ -163,9 +185,9 @@ class RequestLog:
         request_id = str(uuid.uuid4())
         scope.setdefault("state", {})["request_id"] = request_id
         clear_contextvars()
-        bind_contextvars(request_id=request_id)
         started = time.perf_counter()
         status = 500
+        headers = Headers(scope=scope)
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -174,22 +196,21 @@ class RequestLog:
                 _set_header(message, REQUEST_ID_HEADER, request_id.encode())
             await send(message)
 
-        try:
-            await self._app(scope, receive, send_with_id)
-        finally:
-            method = scope["method"] if scope["method"] in METHODS else "OTHER"
-            route = getattr(scope.get("route"), "path", None)
-            seconds = time.perf_counter() - started
-            self._metrics.request_finished(method=method, route=route, status=status, seconds=seconds)
-            self._log.info(
-                "request_finished",
-                method=method,
-                route=route,
-                status=status,
-                duration_ms=round(seconds * 1000, 1),
-                **{key: value for key, value in get_contextvars().items() if key != "request_id"},
+        token = _request.set(scope)
+        with trace_context.present_or(headers.getlist(trace_context.TRACEPARENT)) as span:
+            bind_contextvars(
+                request_id=request_id, trace_id=format_trace_id(span.trace_id), span_id=format_span_id(span.span_id)
             )
-            clear_contextvars()
+            try:
+                await self._app(scope, receive, send_with_id)
+            finally:
+                seconds = time.perf_counter() - started
+                self._metrics.request_finished(**_described(scope), status=status, seconds=seconds)
+                self._log.info(
+                    "request_finished", status=status, duration_ms=round(seconds * 1000, 1), **current_request()
+                )
+                clear_contextvars()
+                _request.reset(token)
 
 
 def _set_header(message: MutableMapping[str, Any], name: bytes, value: bytes) -> None:

@@ -62,7 +62,8 @@ from app.toss.partner import PartnerApi, TossUser
 from app.toss.pay import BillingApi, PayApi
 from app.toss.signature import SignatureChecker
 from app.toss.tokens import TokenEndpoint, TokenKeeper
-from app.toss.transport import MutualTransport, Transport
+from app.toss.transport import MutualTransport, Traced, Transport
+from app.tracing import Tracing
 from app.vault import Vault
 
 Clock = Callable[[], datetime]
@@ -109,14 +110,14 @@ class Resources:
 
 @asynccontextmanager
 async def open_resources(
-    settings: Settings, *, clock: Clock = utc_now, metrics: Metrics | None = None
+    settings: Settings, *, clock: Clock = utc_now, metrics: Metrics | None = None, tracing: Tracing | None = None
 ) -> AsyncIterator[Resources]:
     """Nothing here connects yet: a database or Redis that is away is a matter for /readyz, not for the start.
 
     Raises: SettingsError for files and keys that cannot be used.
     """
     cert = settings.cert
-    metrics = metrics or Metrics()
+    metrics, tracing = metrics or Metrics(), tracing or Tracing(settings)
     faults: list[str] = []
     with _noting("BFF_CERT__PUBLIC_KEY", faults):
         public_key = PublicKey.parse(cert.public_key or TOSS_PUBLIC_KEY)
@@ -130,15 +131,16 @@ async def open_resources(
                 connect_timeout=cert.connect_timeout,
                 read_timeout=cert.read_timeout,
                 saw=_server_seen(metrics),
+                traced=tracing.to_toss,
             )
             stack.push_async_callback(transport.aclose)
         with _noting("BFF_TOSS__CA_FILE", faults):
-            partner_transport = _partner_transport(settings, metrics=metrics, clock=clock)
+            partner_transport = _partner_transport(settings, metrics=metrics, clock=clock, traced=tracing.to_toss)
             if partner_transport is not None:
                 stack.push_async_callback(partner_transport.aclose)
                 metrics.watch_client_certificate(_certificate_reader(partner_transport, clock))
         with _noting("BFF_EVENTS__CA_FILE", faults):
-            receiver = _event_receiver(settings)
+            receiver = _event_receiver(settings, traced=tracing.to_partner)
             if receiver is not None:
                 stack.push_async_callback(receiver.transport.aclose)
         faults += _certificate_faults(settings, clock())
@@ -378,7 +380,9 @@ def _certificate_faults(settings: Settings, now: datetime) -> list[str]:
     )
 
 
-def _partner_transport(settings: Settings, *, metrics: Metrics, clock: Clock) -> MutualTransport | None:
+def _partner_transport(
+    settings: Settings, *, metrics: Metrics, clock: Clock, traced: Traced
+) -> MutualTransport | None:
     toss = settings.toss
     sources = _certificate_sources(toss)
     if not sources.is_configured:
@@ -395,6 +399,7 @@ def _partner_transport(settings: Settings, *, metrics: Metrics, clock: Clock) ->
         look_every=toss.certificate_look_every,
         retry_every=toss.certificate_retry_every,
         saw=_server_seen(metrics),
+        traced=traced,
     )
 
 
@@ -412,13 +417,17 @@ def _toss_called(metrics: Metrics) -> Callable[[str, str, float], None]:
     return lambda call, outcome, seconds: metrics.toss_called(call=call, outcome=outcome, seconds=seconds)
 
 
-def _event_receiver(settings: Settings) -> Receiver | None:
+def _event_receiver(settings: Settings, *, traced: Traced) -> Receiver | None:
     events = settings.events
     if events.url is None:
         return None
     return Receiver(
         transport=Transport(
-            ca_file=events.ca_file, pool_size=AT_ONCE, connect_timeout=events.timeout, read_timeout=events.timeout
+            ca_file=events.ca_file,
+            pool_size=AT_ONCE,
+            connect_timeout=events.timeout,
+            read_timeout=events.timeout,
+            traced=traced,
         ),
         url=events.url,
         secrets=[secret.get_secret_value() for secret in events.secrets],

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from importlib.util import find_spec
 from ipaddress import IPv4Network, IPv6Network
 from itertools import pairwise
 from pathlib import Path
@@ -53,6 +54,8 @@ WIDEST_PROXY_NETWORK = {4: 8, 6: 16}
 """Shortest prefix by IP version that production takes for trusted proxies: 10.0.0.0/8, but not 0.0.0.0/0."""
 SHORTEST_AUTH = 16
 """Characters of a callback's Authorization value that production takes; the console lets one choose it freely."""
+REPORTED_WORD = r"^[A-Za-z0-9][A-Za-z0-9._@+-]{0,99}$"
+"""Form of a release or an environment in an error report."""
 RESULT_WINDOW = timedelta(minutes=60)
 """Time for result calls after the user has finished (toss-cert reference 8)."""
 MAX_REQUEST_LIFE = timedelta(seconds=1800)
@@ -127,6 +130,18 @@ def _webhook_secret(value: SecretStr) -> SecretStr:
         key = b""
     if prefix != "whsec" or not 24 <= len(key) <= 64:  # noqa: PLR2004 - as Standard Webhooks has it
         raise ValueError("must be whsec_ and 24 to 64 bytes in Base64")
+    return value
+
+
+def _sentry_dsn(value: SecretStr) -> SecretStr:
+    try:
+        parts = urlsplit(value.get_secret_value())
+        is_usable = parts.port is None or parts.port > 0
+    except ValueError:
+        is_usable = False
+    project = parts.path.rpartition("/")[2] if is_usable else ""
+    if parts.scheme not in {"http", "https"} or not (parts.hostname and parts.username and project.isdigit()):
+        raise ValueError("must be a DSN: https://KEY@HOST/PROJECT")
     return value
 
 
@@ -445,6 +460,29 @@ class EventSettings(Group):
     retention_days: int = Field(90, ge=1)
 
 
+class SentrySettings(Group):
+    """Error reports. Without a DSN there are none; the variables of Sentry's own SDK have no say."""
+
+    dsn: Annotated[SecretStr, AfterValidator(_sentry_dsn)] | None = None
+    environment: str | None = Field(None, pattern=REPORTED_WORD)
+    """None: the service's own `environment`."""
+    release: str | None = Field(None, pattern=REPORTED_WORD)
+    """None: this version."""
+    sample_rate: float = Field(1.0, ge=0, le=1)
+    """Share of the errors that is reported."""
+
+
+class TracingSettings(Group):
+    """Spans, by OTLP over HTTP. Without an address there are none, and trace ids are in the log all the same."""
+
+    endpoint: Url | None = None
+    """Of the collector, with its path (`/v1/traces`). Needs the extra `tracing`."""
+    sample_ratio: float = Field(1.0, ge=0, le=1)
+    """Share of the traces that begin here; in others the caller's mark decides."""
+    sends_to_toss: bool = False
+    """Pass `traceparent` on to Toss, which documents no such header."""
+
+
 class FaultSettings(Group):
     """For tests of crashes only; production refuses every value."""
 
@@ -478,6 +516,8 @@ class Settings(BaseSettings):
     billing: BillingSettings = BillingSettings()
     purchases: PurchaseSettings = PurchaseSettings()
     events: EventSettings = EventSettings()
+    sentry: SentrySettings = SentrySettings()
+    tracing: TracingSettings = TracingSettings()
     fault: FaultSettings = FaultSettings()
 
     @property
@@ -544,6 +584,10 @@ class Settings(BaseSettings):
             (
                 "BFF_EVENTS__SECRETS: an events address needs one",
                 self.events.url is not None and not self.events.secrets,
+            ),
+            (
+                "BFF_TRACING__ENDPOINT: needs the extra `tracing` to be installed",
+                self.tracing.endpoint is not None and find_spec("opentelemetry.sdk") is None,
             ),
             ("BFF_BILLING__ENABLED: needs BFF_PAY__MODE", self.billing.enabled and self.pay.mode is None),
             (
@@ -648,6 +692,10 @@ class Settings(BaseSettings):
             (
                 "BFF_EVENTS__URL: must be https",
                 self.events.url is not None and not self.events.url.startswith("https://"),
+            ),
+            (
+                "BFF_SENTRY__DSN: must be https",
+                self.sentry.dsn is not None and not self.sentry.dsn.get_secret_value().startswith("https://"),
             ),
             ("BFF_FAULT__PAUSE_AT: for tests of crashes only", self.fault.pause_at is not None),
         ]

@@ -4,6 +4,7 @@ import base64
 import os
 import re
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from standardwebhooks.webhooks import Webhook
 
+from app import __version__
 from app.errors import AppError
 from app.main import create_app
 from app.server_keys import Scope
@@ -377,6 +379,10 @@ def test_both_readmes_have_the_same_shape():
         return [match[0] for line in lines if (match := re.match(r"#+ |```\w*|\| `[^`]+` \||\* ", line))]
 
     assert shape("README.md") == shape("README.en.md")
+
+
+def test_the_version_is_that_of_the_project():
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"] == __version__
 
 
 def test_decisions_are_numbered_without_gaps():

@@ -359,6 +359,33 @@ def test_a_limit_cannot_be_switched_off(environment, variable, value):
     assert (limits.per_minute, limits.starts_per_minute) == (600, 60)
 
 
+@pytest.mark.parametrize(
+    "dsn", ["https://key@o1.ingest.sentry.io/7", "http://key@sentry.example:9000/path/7", "https://k:s@h.example/1"]
+)
+def test_a_dsn_names_a_key_and_a_project(environment, dsn):
+    environment(BFF_SENTRY__DSN=dsn, BFF_ENVIRONMENT="development")
+    assert Settings.from_environment().sentry.dsn.get_secret_value() == dsn
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "sentry.example/7",
+        "https://sentry.example/7",
+        "https://key@sentry.example",
+        "ftp://key@h.example/7",
+        "https://key@/7",
+        "https://key@h.example:x/7",
+        "https://key@h.example/name",
+        "7",
+    ],
+)
+def test_what_is_no_dsn_is_a_fault_that_does_not_show_it(environment, dsn):
+    assert faults_of(environment, BFF_SENTRY__DSN=dsn) == [
+        "BFF_SENTRY__DSN: must be a DSN: https://KEY@HOST/PROJECT"
+    ]
+
+
 # --- Production (G14) -------------------------------------------------------------------------------------
 
 PRODUCTION_FAULTS = {
@@ -390,6 +417,7 @@ PRODUCTION_FAULTS = {
     "BFF_CALLBACKS__CONSENT_WITHDRAWAL_AUTH: shorter": {
         "BFF_CALLBACKS__CONSENT_WITHDRAWAL_AUTH": "fifteen:letters"
     },
+    "BFF_SENTRY__DSN: must be https": {"BFF_SENTRY__DSN": "http://key@sentry.example/7"},
     "BFF_FAULT__PAUSE_AT: for tests": {"BFF_FAULT__PAUSE_AT": "answer_kept"},
     "BFF_VAULT: the same key": {"BFF_VAULT__HASH_KEY": KEY},
 }

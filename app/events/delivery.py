@@ -19,6 +19,7 @@ from app.events.outbox import Clock, Count
 from app.events.tables import Event, EventState, EventType, close, due, take_due
 from app.toss.errors import TossError, Unintelligible
 from app.toss.transport import Transport
+from app.trace_context import entered
 
 AT_ONCE = 8
 """Attempts under way in one process."""
@@ -60,8 +61,9 @@ class Receiver:
             "webhook-signature": " ".join(signatures),
         }
         try:
-            async with asyncio.timeout(self.timeout.total_seconds()):
-                answer = await self.transport.post_bytes(self.url, body.encode(), headers=headers)
+            with entered(event.traceparent or ""):  # the trace in which it happened, whoever delivers it
+                async with asyncio.timeout(self.timeout.total_seconds()):
+                    answer = await self.transport.post_bytes(self.url, body.encode(), headers=headers)
         except Unintelligible as error:  # too much of it, or packed in a way that we do not know
             return error.http_status or None
         except (TossError, TimeoutError):

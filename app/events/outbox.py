@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from app.database import time_ordered_id
 from app.events.tables import NOT_DUE, Event, EventType, due
+from app.trace_context import outgoing
 
 Clock = Callable[[], datetime]
 Count = Callable[[str, str], None]
@@ -50,6 +51,7 @@ class Outbox:
                 subject=subject,
                 data=to_jsonable_python(dict(data)),
                 occurred_at=now,
+                traceparent=outgoing(),
                 **(due(now, give_up_after=self._give_up_after) if self._is_delivering else NOT_DUE),
             )
         )

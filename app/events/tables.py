@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, aliased, mapped_column
 
 from app.database import Base, Instant, pause_after
+from app.trace_context import LENGTH as TRACEPARENT_LENGTH
 
 FIRST_PAUSE, LONGEST_PAUSE = timedelta(seconds=5), timedelta(hours=6)
 """Between the attempts to deliver an event; each pause is twice as long as the one before."""
@@ -86,6 +87,8 @@ class Event(Base):
     """Until then one replica alone may be delivering it."""
     last_status: Mapped[int | None]
     """HTTP status of the last answer; None when there was none."""
+    traceparent: Mapped[str | None] = mapped_column(String(TRACEPARENT_LENGTH))
+    """Of the request in which it happened; None outside of one."""
     delivered_at: Mapped[datetime | None] = mapped_column(Instant)
     """When the partner's server last took it."""
 

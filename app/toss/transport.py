@@ -8,7 +8,7 @@ import ssl
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -169,8 +169,19 @@ def _overlooked(_host: str, _not_after: datetime) -> None:
     return
 
 
+Traced = Callable[[str, str], AbstractContextManager[Mapping[str, str]]]
+"""Entered by method and URL around each call. Yields the headers that name its trace to the other side."""
+
+
+@contextmanager
+def untraced(_method: str, _url: str) -> Iterator[Mapping[str, str]]:
+    yield {}
+
+
 class _Calls(ABC):
     """The calls, however they reach the other side."""
+
+    _traced: Traced
 
     async def post_form(self, url: str, form: Mapping[str, str]) -> Answer:
         return await self._send("POST", url, data=dict(form))
@@ -205,15 +216,17 @@ class _Calls(ABC):
 
         Raises: NotSent, OutcomeUnknown, Unintelligible.
         """
-        try:
-            return await self._send_once(method, url, admit, **content)
-        except BudgetExhausted:
-            raise
-        except NotSent as error:
-            if error.is_tls:
+        with self._traced(method, url) as headers:
+            content["headers"] = {**content.get("headers", {}), **headers}
+            try:
+                return await self._send_once(method, url, admit, **content)
+            except BudgetExhausted:
                 raise
-        await asyncio.sleep(random.uniform(0.02, 0.1))  # noqa: S311 - jitter, not a secret
-        return await self._send_once(method, url, admit, **content)
+            except NotSent as error:
+                if error.is_tls:
+                    raise
+            await asyncio.sleep(random.uniform(0.02, 0.1))  # noqa: S311 - jitter, not a secret
+            return await self._send_once(method, url, admit, **content)
 
     @abstractmethod
     async def _send_once(self, method: str, url: str, admit: Admission, **content: Any) -> Answer: ...  # noqa: ANN401
@@ -282,8 +295,10 @@ class Transport(_Calls):
         connect_timeout: timedelta,
         read_timeout: timedelta,
         saw: Saw = _overlooked,
+        traced: Traced = untraced,
     ) -> None:
         self._saw = saw
+        self._traced = traced
         self._client = _Limits(pool_size, connect_timeout, read_timeout).client(ssl_context(None, ca_file))
 
     @override
@@ -327,12 +342,14 @@ class MutualTransport(_Calls):
         retry_every: timedelta = timedelta(seconds=60),
         monotonic: Callable[[], float] = time.monotonic,
         saw: Saw = _overlooked,
+        traced: Traced = untraced,
     ) -> None:
         """`probe_urls`: one at every host, where GET is answered with anything at all behind the calls' listener.
 
         Reads nothing but the CA file yet. Raises: OSError (ssl.SSLError included) for that.
         """
         ssl_context(None, ca_file)
+        self._traced = traced
         limits = _Limits(pool_size, connect_timeout, read_timeout)
 
         async def open_pool(certificate: ClientCertificate) -> _MutualPool:
