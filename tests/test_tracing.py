@@ -188,6 +188,18 @@ async def test_spans_arrive_and_belong_to_the_callers_trace(embedded, sandbox, c
     assert [span.name for span in spans if span.parent_span_id == of_login.span_id]
 
 
+async def test_a_call_that_fails_says_how_and_no_more(embedded, sandbox, collector):
+    tracing = Tracing(traced(settings_for(embedded, sandbox), collector))
+    async with tracing.running():
+        with pytest.raises(OSError, match="Toss,"), tracing.to_toss("POST", f"https://127.0.0.1/pay?a={SECRET}"):
+            raise OSError(SECRET)
+    (post,) = collector.all(1)
+    assert not holds_secret(post)
+    (span,) = spans_of(post)
+    assert (span.name, span.status.code) == ("POST /pay", ProtoStatus.STATUS_CODE_ERROR)
+    assert attributes(span)["error.type"] == "OSError"
+
+
 async def plant(bff: Bff) -> None:
     """Requests that carry secrets wherever one can."""
     headers = {
