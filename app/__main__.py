@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import base64
+import math
 import os
 import signal
 import socket
@@ -129,7 +130,7 @@ def _serve(_options: argparse.Namespace) -> int:
         server_header=False,
         access_log=False,
         log_config=None,
-        timeout_graceful_shutdown=int(settings.server.shutdown_grace.total_seconds()),
+        timeout_graceful_shutdown=math.ceil(settings.server.shutdown_grace.total_seconds()),
     )
     # uvicorn raises the signal again when it is done; a stop that went well should not look like a death.
     signal.signal(signal.SIGTERM, lambda _number, _frame: None)
