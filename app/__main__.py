@@ -28,6 +28,7 @@ from app.settings import Settings, SettingsError
 T = TypeVar("T")
 
 OK, FAILED, MISCONFIGURED = 0, 1, 2
+ENDED = 128 + signal.SIGTERM
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -43,6 +44,8 @@ class OutdatedTables(Exception):
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     command: Command = options.command
+    # Process 1 of a container is not ended by a signal that it does not handle.
+    signal.signal(signal.SIGTERM, _end)
     try:
         return command(options)
     except SettingsError as error:
@@ -66,6 +69,10 @@ def main(arguments: list[str] | None = None) -> int:
         # Through the redacting log: a library's message may show what it was given.
         structlog.stdlib.get_logger("app").exception("command_failed")
         return FAILED
+
+
+def _end(_number: int, _frame: object) -> None:
+    sys.exit(ENDED)
 
 
 def _parser() -> argparse.ArgumentParser:
