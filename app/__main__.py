@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import structlog
 import uvicorn
+from typing_extensions import override
 from uvicorn.supervisors import Multiprocess
 
 from app.doctor import examine
@@ -34,6 +35,10 @@ Command = Callable[[argparse.Namespace], int]
 
 MAX_NUMBER = 36_500
 """A hundred years in days; more than any batch wants."""
+ARRIVAL = 0.1
+"""Seconds from a connection to its request, within a data centre and with room to spare."""
+ROUNDS = 2
+"""Of the event loop, from the acceptance of a connection until its server knows it."""
 MIGRATION_TIMEOUT = timedelta(minutes=10)
 
 
@@ -145,9 +150,27 @@ def _serve(_options: argparse.Namespace) -> int:
         if settings.server.workers > 1:
             Multiprocess(config, sockets=[listening]).run()
             return OK
-        server = uvicorn.Server(config)
+        server = PatientServer(config)
         server.run(sockets=[listening])
         return OK if server.started else FAILED
+
+
+class PatientServer(uvicorn.Server):
+    """Answers also those who have just come when it is told to stop."""
+
+    @override
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await asyncio.sleep(0)  # in which those who wait are accepted
+        # asyncio loses, without closing it, a connection that it accepts in the round before its server closes.
+        for listening in sockets or []:
+            asyncio.get_running_loop().remove_reader(listening)
+        for _ in range(ROUNDS):
+            await asyncio.sleep(0)
+        for server in self.servers:
+            server.close()
+        # uvicorn closes at once a connection whose request it has not read.
+        await asyncio.sleep(ARRIVAL)
+        await super().shutdown(sockets)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -6,8 +6,10 @@ With `--until-stopped` a call is in flight and others come while somebody stops 
 
 import argparse
 import json
+import socket
 import threading
 import urllib.error
+import urllib.parse
 import urllib.request
 from typing import Any
 
@@ -61,12 +63,16 @@ def flows(bff: str) -> None:
 
 def until_stopped(bff: str) -> None:
     """A call that Toss holds is answered although the BFF has been told to stop; nobody else is refused by it."""
+    host = urllib.parse.urlsplit(bff)
+    # Looked up once: an engine that stops a container may be slow to answer for its name.
+    bff = f"http://{socket.gethostbyname(host.hostname or '')}:{host.port or 80}"
     url, token = verify(bff)
     control("faults", call="result", kind="hold")
     held: list[dict[str, Any]] = []
     holding = threading.Thread(target=lambda: held.append(call(url, {}, bearer=token)))
     holding.start()
     answered = [0] * CALLERS
+    is_refused = threading.Event()
 
     def keep_calling(number: int) -> None:
         while True:
@@ -75,6 +81,7 @@ def until_stopped(bff: str) -> None:
             except urllib.error.HTTPError:
                 raise
             except OSError:
+                is_refused.set()
                 return
             answered[number] += 1
 
@@ -82,10 +89,11 @@ def until_stopped(bff: str) -> None:
     for caller in callers:
         caller.start()
     print("calling", flush=True)
-    for caller in callers:
-        caller.join(PATIENCE)
+    assert is_refused.wait(PATIENCE)
     control("faults/release")
     holding.join(PATIENCE)
+    for caller in callers:
+        caller.join()
     assert held[0]["outcome"]["ageGroup"] == "ADULT"
     print(f"stop: ok, {sum(answered)} calls answered before it, the one in flight after it")
 

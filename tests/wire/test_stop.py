@@ -3,10 +3,14 @@
 import asyncio
 import json
 import signal
+import socket
 from datetime import datetime, timedelta
 
 import httpx2
+import pytest
+import uvicorn
 
+from app.__main__ import PatientServer, listen
 from app.settings import Settings
 from tests.conftest import settings_for
 from tests.processes import Server, running, serving
@@ -50,6 +54,29 @@ async def test_calls_in_flight_are_answered_under_load_and_the_process_ends_well
         assert [answer.status_code for answer in await asyncio.gather(*asking)] == [200] * len(verifications)
         assert await ending == 0
     assert {status for each in answered for status in each} == {200}
+
+
+async def hello(_scope, _receive, send):
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body", "body": b""})
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3, 4])
+async def test_who_came_in_the_very_moment_of_the_stop_is_answered(rounds):
+    """`rounds` of the event loop before it: not accepted yet, being accepted, accepted but not read."""
+    listening = listen("127.0.0.1", 0)
+    config = uvicorn.Config(hello, lifespan="off", log_config=None, ws="none")
+    config.load()
+    server = PatientServer(config)
+    server.lifespan = config.lifespan_class(config)
+    await server.startup(sockets=[listening])
+    with socket.create_connection(listening.getsockname()) as caller:
+        caller.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        for _ in range(rounds):
+            await asyncio.sleep(0)
+        await server.shutdown(sockets=[listening])
+        caller.settimeout(5)
+        assert (await asyncio.to_thread(caller.recv, 100)).startswith(b"HTTP/1.1 200")
 
 
 async def test_a_call_that_does_not_end_is_given_up_after_the_stated_time(production, sandbox):
