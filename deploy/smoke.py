@@ -8,6 +8,7 @@ import argparse
 import json
 import socket
 import threading
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -71,6 +72,8 @@ def until_stopped(bff: str) -> None:
     held: list[dict[str, Any]] = []
     holding = threading.Thread(target=lambda: held.append(call(url, {}, bearer=token)))
     holding.start()
+    while not call(f"{CONTROL}/state")["held"]:
+        time.sleep(0.1)
     answered = [0] * CALLERS
     is_refused = threading.Event()
 

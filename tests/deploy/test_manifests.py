@@ -107,6 +107,7 @@ def test_the_manifests_are_kubernetes(release):
 def test_the_image_has_one_pinned_base_no_root_and_the_service_as_its_default():
     dockerfile = (ROOT / "Dockerfile").read_text("utf-8")
     assert set(re.findall(r"^FROM (\S+:\S+)", dockerfile, re.MULTILINE)) == {"python:3.13-slim-trixie"}
+    assert re.findall(r"pip install .*uv==[\d.]+$", dockerfile, re.MULTILINE)
     assert re.findall(r"^USER (.*)$", dockerfile, re.MULTILINE) == ["10001:10001"]
     assert re.findall(r"^FROM .* AS (\S+)$", dockerfile, re.MULTILINE)[-1] == "service"
 
