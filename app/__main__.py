@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import base64
+import math
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 
 import structlog
 import uvicorn
+from typing_extensions import override
 from uvicorn.supervisors import Multiprocess
 
 from app.doctor import examine
@@ -30,11 +32,16 @@ from app.settings import Settings, SettingsError
 T = TypeVar("T")
 
 OK, FAILED, MISCONFIGURED = 0, 1, 2
+ENDED = 128 + signal.SIGTERM
 
 Command = Callable[[argparse.Namespace], int]
 
 MAX_NUMBER = 36_500
 """A hundred years in days; more than any batch wants."""
+ARRIVAL = 0.1
+"""Seconds from a connection to its request, within a data centre and with room to spare."""
+ROUNDS = 2
+"""Of the event loop, from the acceptance of a connection until its server knows it."""
 MIGRATION_TIMEOUT = timedelta(minutes=10)
 
 
@@ -45,6 +52,8 @@ class OutdatedTables(Exception):
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     command: Command = options.command
+    # Process 1 of a container is not ended by a signal that it does not handle.
+    signal.signal(signal.SIGTERM, _end)
     try:
         return command(options)
     except SettingsError as error:
@@ -68,6 +77,10 @@ def main(arguments: list[str] | None = None) -> int:
         # Through the redacting log: a library's message may show what it was given.
         structlog.stdlib.get_logger("app").exception("command_failed")
         return FAILED
+
+
+def _end(_number: int, _frame: object) -> None:
+    sys.exit(ENDED)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -132,7 +145,7 @@ def _serve(_options: argparse.Namespace) -> int:
         server_header=False,
         access_log=False,
         log_config=None,
-        timeout_graceful_shutdown=int(settings.server.shutdown_grace.total_seconds()),
+        timeout_graceful_shutdown=math.ceil(settings.server.shutdown_grace.total_seconds()),
     )
     # uvicorn raises the signal again when it is done; a stop that went well should not look like a death.
     signal.signal(signal.SIGTERM, lambda _number, _frame: None)
@@ -142,9 +155,27 @@ def _serve(_options: argparse.Namespace) -> int:
                 os.environ[FOLDER_VARIABLE] = folder
                 Multiprocess(config, sockets=[listening]).run()
             return OK
-        server = uvicorn.Server(config)
+        server = PatientServer(config)
         server.run(sockets=[listening])
         return OK if server.started else FAILED
+
+
+class PatientServer(uvicorn.Server):
+    """Answers also those who have just come when it is told to stop."""
+
+    @override
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await asyncio.sleep(0)  # in which those who wait are accepted
+        # asyncio loses, without closing it, a connection that it accepts in the round before its server closes.
+        for listening in sockets or []:
+            asyncio.get_running_loop().remove_reader(listening)
+        for _ in range(ROUNDS):
+            await asyncio.sleep(0)
+        for server in self.servers:
+            server.close()
+        # uvicorn closes at once a connection whose request it has not read.
+        await asyncio.sleep(ARRIVAL)
+        await super().shutdown(sockets)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -1,6 +1,7 @@
 """The only reader of the environment: frozen, nested, validated once, passed on by value.
 
-Variables are named `BFF_<GROUP>__<FIELD>`. `environment` selects checks, never behaviour.
+Variables are named `BFF_<GROUP>__<FIELD>`; each may also be given as a file (`<VARIABLE>_FILE`). `environment`
+selects checks, never behaviour.
 """
 
 import base64
@@ -10,7 +11,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from importlib.util import find_spec
@@ -30,9 +31,12 @@ from pydantic import (
     SecretStr,
     ValidationError,
 )
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from typing_extensions import override
 
 PREFIX = "BFF_"
+FILE_SUFFIX = "_FILE"
 JSON_TYPES = (dict, tuple, frozenset)
 TOSS_PUBLIC_KEY_SHA256 = "3c9b95d619baa27623d5509d68e2c48df2330abac55e69de5a0a5b9c555ff9e3"
 """Of the DER of the published key (toss-cert reference 4.5)."""
@@ -527,28 +531,43 @@ class Settings(BaseSettings):
         return self.server.docs_enabled
 
     @classmethod
+    @override
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        *_others: PydanticBaseSettingsSource,
+        **_named: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """None reads by itself: `from_environment` does, and says what is wrong."""
+        return (init_settings,)
+
+    @classmethod
     def from_environment(cls) -> Self:
         """Settings of this process.
 
         Raises: SettingsError with every fault, named by variable, never by value.
         """
+        given, faults = _with_files(os.environ)
         # pydantic-settings forbids unknown keys inside a group but lets a misspelt group pass.
         known = {f"{PREFIX}{name.upper()}" for name in cls.model_fields}
-        faults = [
+        faults += [
             f"{name}: unknown variable"
-            for name in sorted(os.environ)
+            for name in sorted(given)
             if name.upper().startswith(PREFIX) and name.upper().split("__")[0] not in known
         ]
         # pydantic-settings ignores case, and of two spellings takes whichever comes last.
         spellings = Counter(name.upper() for name in os.environ if name.upper().startswith(PREFIX))
         faults += [f"{name}: given in two spellings" for name, count in spellings.items() if count > 1]
+        source = EnvSettingsSource(cls)
+        source.env_vars = {name.lower(): value for name, value in given.items() if value}
         try:
-            settings = cls()
+            settings = cls.model_validate(source())
         except ValidationError as error:
             faults += _faults_of(error)
         except ValueError:
             # Raised by pydantic-settings for JSON that does not parse; its text may show the value.
-            faults += _json_faults() or ["a variable that should be JSON does not parse"]
+            faults += _json_faults(given) or ["a variable that should be JSON does not parse"]
         else:
             faults += settings.faults()
             if not faults:
@@ -729,19 +748,55 @@ def _key_is_confirmed(cert: CertSettings) -> bool:
     return fingerprint in {TOSS_PUBLIC_KEY_SHA256, (cert.accept_public_key_sha256 or "").lower()}
 
 
-def _json_faults() -> list[str]:
-    """Variables that pydantic-settings reads as JSON and that do not parse."""
-    names = []
-    for group, info in Settings.model_fields.items():
+def _variables() -> Iterator[tuple[str, FieldInfo]]:
+    """Every variable by its name."""
+    for name, info in Settings.model_fields.items():
         if isinstance(info.annotation, type(Group)):
-            fields = info.annotation.model_fields.items()
-            names += [group]
-            names += [f"{group}__{name}" for name, field in fields if get_origin(field.annotation) in JSON_TYPES]
-    given = {name.upper(): value for name, value in os.environ.items()}
-    faults = []
-    for variable in ((PREFIX + name).upper() for name in names):
+            for field, inner in info.annotation.model_fields.items():
+                yield f"{PREFIX}{name}__{field}".upper(), inner
+        else:
+            yield f"{PREFIX}{name}".upper(), info
+
+
+def _with_files(environment: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """The environment with the contents of files in place of `<VARIABLE>_FILE`, as containers are given secrets;
+    and what is wrong.
+
+    A name that is a variable itself, such as BFF_TOSS__CERTIFICATE_FILE, keeps its meaning.
+    """
+    variables = dict(_variables())
+    given, faults = dict(environment), []
+    directly = {name.upper() for name, value in environment.items() if value}
+    for name, path in environment.items():
+        variable = name.upper().removesuffix(FILE_SUFFIX)
+        if name.upper() in variables or variable not in variables:
+            continue
+        del given[name]
+        if not path:
+            continue
+        if variable in directly:
+            faults.append(f"{variable}{FILE_SUFFIX}: {variable} is given as well")
+            continue
         try:
-            json.loads(given.get(variable) or "null")
+            content = Path(path).read_text("utf-8").rstrip("\r\n")
+        except (OSError, ValueError) as error:
+            faults.append(f"{variable}{FILE_SUFFIX}: cannot be read ({type(error).__name__})")
+            continue
+        if not content:
+            faults.append(f"{variable}{FILE_SUFFIX}: the file is empty")
+        given[variable] = content
+    return given, faults
+
+
+def _json_faults(given: Mapping[str, str]) -> list[str]:
+    """Variables that pydantic-settings reads as JSON and that do not parse."""
+    names = [name.partition("__")[0] for name, _ in _variables() if "__" in name]
+    names += [name for name, field in _variables() if get_origin(field.annotation) in JSON_TYPES]
+    texts = {name.upper(): value for name, value in given.items()}
+    faults = []
+    for variable in dict.fromkeys(names):
+        try:
+            json.loads(texts.get(variable) or "null")
         except ValueError:
             faults.append(f"{variable}: must be JSON (a list or an object)")
     return faults

@@ -21,9 +21,8 @@ from pathlib import Path
 from sandbox.callbacks import CallbackKind
 from sandbox.crypto import write_secret
 from sandbox.purchases import PRODUCTS
-from sandbox.server import SandboxServer
+from sandbox.server import LOOPBACK, SandboxServer
 
-_HOST = "127.0.0.1"
 _READY_SECONDS = 30.0
 _STOP_SECONDS = 10.0
 
@@ -52,12 +51,13 @@ class _Stop:
 def main() -> int:
     options = _options()
     folder: Path = options.state_dir.resolve()
-    page_port = _free_port("the page", options.port)
-    toss_port = _free_port("Toss", options.toss_port)
+    host = options.host
+    page_port = _free_port("the page", options.port, host)
+    toss_port = _free_port("Toss", options.toss_port, host)
     bff_port = options.bff_port if options.only else _free_port("the BFF", options.bff_port)
-    bff_url = f"http://{_HOST}:{bff_port}"
-    partner_port = _free_port("the partner API", options.partner_port)
-    pay_port = _free_port("Toss Pay", options.pay_port)
+    bff_url = options.bff_url or f"http://{LOOPBACK}:{bff_port}"
+    partner_port = _free_port("the partner API", options.partner_port, host)
+    pay_port = _free_port("Toss Pay", options.pay_port, host)
     folder.mkdir(parents=True, exist_ok=True)
     keys = _kept_keys(folder / "vault.json")
     server = SandboxServer(
@@ -68,6 +68,8 @@ def main() -> int:
         pay_port=pay_port,
         events_secret=_events_secret(keys),
         bff_url=bff_url,
+        host=host,
+        name=options.name,
     )
     with _stop_signals() as stopped, server:
         wiring = _bff_environment(server, folder, keys, bff_port)
@@ -75,10 +77,12 @@ def main() -> int:
             server.state.callbacks.configure(
                 server.app_name,
                 kind=kind,
-                url=f"{bff_url}/callbacks/toss/{kind.value}",
+                url=f"{options.callbacks_url or bff_url}/callbacks/toss/{kind.value}",
                 auth_value=wiring[f"BFF_CALLBACKS__{kind.name}_AUTH"],
             )
         if options.only:
+            if options.variables is not None:
+                _write_variables(options.variables, wiring)
             _print_exports(server, wiring)
             stopped.wait()
             return 0
@@ -97,14 +101,20 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--bff-port", type=int, default=bff_port, help="the BFF")
     parser.add_argument("--state-dir", type=Path, default=Path("var/sandbox"), help="keys and the BFF's database")
     parser.add_argument("--only", action="store_true", help="do not start a BFF; print what it needs")
+    elsewhere = parser.add_argument_group("with --only, for a BFF on another machine or in another container")
+    elsewhere.add_argument("--host", default=LOOPBACK, help="address to listen on")
+    elsewhere.add_argument("--name", default=LOOPBACK, help="host name by which that BFF finds the sandbox")
+    elsewhere.add_argument("--bff-url", help="where a browser finds that BFF")
+    elsewhere.add_argument("--callbacks-url", help="where the sandbox finds it, to call back; default: --bff-url")
+    elsewhere.add_argument("--variables", type=Path, help="folder for one file with the value of each variable")
     return parser.parse_args()
 
 
-def _free_port(whose: str, wanted: int) -> int:
+def _free_port(whose: str, wanted: int, host: str = LOOPBACK) -> int:
     for port in (wanted, 0):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((_HOST, port))
+            probe.bind((host, port))
             found: int = probe.getsockname()[1]
             if wanted not in (found, 0):
                 # Not to standard output: with --only a shell loads that.
@@ -117,7 +127,7 @@ def _bff_environment(server: SandboxServer, folder: Path, keys: dict[str, str], 
     page_port = server.control_url.rpartition(":")[2]
     return {
         "BFF_ENVIRONMENT": "development",
-        "BFF_SERVER__HOST": _HOST,
+        "BFF_SERVER__HOST": LOOPBACK,
         "BFF_SERVER__PORT": str(bff_port),
         "BFF_SERVER__RECONCILE_EVERY": "5",
         "BFF_DATABASE__URL": f"sqlite+aiosqlite:///{folder / 'bff.db'}",
@@ -136,7 +146,7 @@ def _bff_environment(server: SandboxServer, folder: Path, keys: dict[str, str], 
         "BFF_CERT__SIGNATURE_CA_FILES": json.dumps([str(path) for path in server.signature_ca_files]),
         "BFF_CERT__REQUEST_URL": "intoss://my-granite-app",
         "BFF_NETWORK__APP_NAME": server.app_name,
-        "BFF_NETWORK__CALLBACK_ALLOWLIST": json.dumps([f"{_HOST}/32"]),
+        "BFF_NETWORK__CALLBACK_ALLOWLIST": json.dumps([f"{LOOPBACK}/32"]),
         "BFF_CALLBACKS__LOGIN_UNLINK_AUTH": keys["callback"],
         "BFF_CALLBACKS__IAP_SUBSCRIPTION_AUTH": keys["iap_callback"],
         "BFF_CALLBACKS__PAYMENT_AUTH": keys["payment_callback"],
@@ -191,6 +201,12 @@ def _kept_keys(path: Path) -> dict[str, str]:
 
 def _events_secret(keys: dict[str, str]) -> str:
     return f"whsec_{keys['events']}"
+
+
+def _write_variables(folder: Path, wiring: dict[str, str]) -> None:
+    folder.mkdir(exist_ok=True)
+    for name, value in wiring.items():
+        write_secret(folder / name, value.encode())
 
 
 def _print_exports(server: SandboxServer, wiring: dict[str, str]) -> None:

@@ -9,7 +9,7 @@ from sandbox.crypto import write_secret
 
 
 class ServerTls:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, name: str) -> None:
         self.ca_file = folder / "tls-ca.pem"
         """What a client must trust."""
         key_file = folder / "tls-ca.key"
@@ -19,7 +19,7 @@ class ServerTls:
             ca = trustme.CA(organization_name="Apps-in-Toss sandbox", organization_unit_name="TEST ONLY")
             write_secret(key_file, ca.private_key_pem.bytes())
             ca.cert_pem.write_to_path(self.ca_file)
-        self._certificate = ca.issue_cert("127.0.0.1", "localhost")
+        self._certificate = ca.issue_cert(*{"127.0.0.1", "localhost", name})
 
     def context(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -1,4 +1,4 @@
-"""The faces of the sandbox on loopback, in one background thread with its own event loop."""
+"""The faces of the sandbox, on loopback unless told otherwise, in one background thread with its own event loop."""
 
 import asyncio
 import socket
@@ -39,7 +39,7 @@ from sandbox.state import TEST_CLIENT_ID, TEST_CLIENT_SECRET, SandboxState
 from sandbox.switches import MissingCertificate
 from sandbox.toss import TossFace
 
-_HOST = "127.0.0.1"
+LOOPBACK = "127.0.0.1"
 _START_SECONDS = 10.0
 
 
@@ -48,6 +48,7 @@ class SandboxServer:
 
     `app_name` is the mini-app whose decryption key and AAD this object shows; there may be more.
     `events_secret` (`whsec_…`) is what `own_backend`, which stands in for the team's, verifies events with.
+    `host` is the address to listen on, `name` the one by which whoever calls finds it.
     `session_key` (PKCS#8, DER, Base64) saves making the RSA-4096 key. Port 0 means any free one.
     """
 
@@ -66,6 +67,8 @@ class SandboxServer:
         app_name: str = DEFAULT_APP,
         events_secret: str | None = None,
         bff_url: str = "http://127.0.0.1:8000",
+        host: str = LOOPBACK,
+        name: str = LOOPBACK,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.state = SandboxState()
@@ -77,6 +80,8 @@ class SandboxServer:
         self.client_ca_file = self._client_authority.ca_file
         self.own_backend = OwnBackend(events_secret)
         self._bff_url = bff_url
+        self._host = host
+        self._name = name
         self._sockets = ExitStack()
 
     def __enter__(self) -> Self:
@@ -96,15 +101,15 @@ class SandboxServer:
         signing = SigningAuthority(self._folder)
         self.signature_ca_files = signing.ca_files
         self.public_key = public_key_text(self._session_key)
-        tls = ServerTls(self._folder)
+        tls = ServerTls(self._folder, self._name)
         self.ca_file = tls.ca_file
         bound = [self._listening(port) for port in self._ports]
         toss_port, partner_port, pay_port, control_port = (listening.getsockname()[1] for listening in bound)
-        self.toss_url = f"https://{_HOST}:{toss_port}"
+        self.toss_url = f"https://{self._name}:{toss_port}"
         self.token_url = f"{self.toss_url}/token"
-        self.partner_url = f"https://{_HOST}:{partner_port}"
-        self.pay_url = f"https://{_HOST}:{pay_port}"
-        self.control_url = f"http://{_HOST}:{control_port}"
+        self.partner_url = f"https://{self._name}:{partner_port}"
+        self.pay_url = f"https://{self._name}:{pay_port}"
+        self.control_url = f"http://{self._name}:{control_port}"
         self.events_url = f"{self.control_url}{EVENTS_PATH}"
         toss = TossFace(
             state=self.state,
@@ -211,7 +216,7 @@ class SandboxServer:
             socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         )
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((_HOST, port))
+        listening.bind((self._host, port))
         listening.listen(512)
         return listening
 

@@ -20,7 +20,7 @@ from app import __version__
 from app.errors import AppError
 from app.main import create_app
 from app.server_keys import Scope
-from app.settings import PREFIX, Settings, SettingsError
+from app.settings import FILE_SUFFIX, PREFIX, Settings, SettingsError
 from tests.documents import Environment
 
 ROOT = Path(__file__).parent.parent
@@ -245,7 +245,7 @@ def test_variables_in_the_prose_exist():
         for document in DOCUMENTS
         for name in re.findall(rf"{PREFIX}[A-Z0-9]+(?:_+[A-Z0-9]+)*", document.read_text("utf-8"))
     }
-    assert mentioned <= set(VARIABLES)
+    assert mentioned <= {*VARIABLES, *(name + FILE_SUFFIX for name in VARIABLES)}
 
 
 # --- Problem codes ------------------------------------------------------------------------------------------

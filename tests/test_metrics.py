@@ -304,7 +304,7 @@ async def test_events_wait_since_they_are_due(settings, sandbox):
         assert waiting.count == 1
         assert 1800 <= waiting.oldest_seconds < 1860
         page = await bff.resources.delivery.list(subject="order-1", limit=1)
-        await bff.resources.delivery.replay(page.events[0].event_id)
+        await bff.resources.delivery.replay(page.items[0].event_id)
         assert (await gauges_of(bff).read()).events.oldest_seconds < 60
 
 

@@ -1,8 +1,11 @@
 """The tables as the migrations make them, on both databases."""
 
 import asyncio
+import signal
+import sys
 from datetime import timedelta
 
+import asyncpg
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
@@ -17,11 +20,15 @@ import app.login.tables
 import app.payments.tables
 import app.purchases.tables
 import app.server_keys  # noqa: F401 - for its table
-from app.database import Base, Database, alembic_config
+from app.database import MIGRATION_LOCK, Base, Database, alembic_config
 from app.errors import StorageUnavailable
-from tests.conftest import _create_database
+from tests.conftest import Backend, _create_database, settings_for
+from tests.processes import PATIENCE, ROOT, environment_of
+from tests.processes import command as command_of
 
 LONG = timedelta(seconds=20)
+WAITING = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = $1 AND NOT granted"
+"""How many wait for an advisory lock of PostgreSQL."""
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -121,6 +128,37 @@ async def test_replicas_that_migrate_at_once_all_succeed(empty):
     for replica in replicas:
         assert await replica.is_current() is True
         await replica.aclose()
+
+
+async def test_processes_that_migrate_at_once_wait_for_each_other(postgres_server, sandbox):
+    url = await _create_database(postgres_server, "guarded")
+    settings = settings_for(Backend("production", url, None), sandbox)
+    holder = await asyncpg.connect(url.replace("+asyncpg", ""))
+    await holder.execute("SELECT pg_advisory_lock($1)", MIGRATION_LOCK)
+    migrating = [asyncio.create_task(command_of(settings, "migrate")) for _ in range(2)]
+    while await holder.fetchval(WAITING, MIGRATION_LOCK) < 2:
+        assert not any(each.done() for each in migrating)
+    await holder.close()
+    assert [each.returncode for each in await asyncio.gather(*migrating)] == [0, 0]
+    database = Database(url, pool_size=1, timeout=LONG)
+    assert await database.is_current() is True
+    await database.aclose()
+
+
+async def test_a_migration_that_waits_can_be_ended(postgres_server, sandbox):
+    """Not by the signal itself: process 1 of a container would never see it."""
+    url = await _create_database(postgres_server, "ended")
+    environment = environment_of(settings_for(Backend("production", url, None), sandbox))
+    holder = await asyncpg.connect(url.replace("+asyncpg", ""))
+    await holder.execute("SELECT pg_advisory_lock($1)", MIGRATION_LOCK)
+    migrating = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "app", "migrate", cwd=ROOT, env=environment
+    )
+    while await holder.fetchval(WAITING, MIGRATION_LOCK) < 1:
+        assert migrating.returncode is None
+    migrating.terminate()
+    assert await asyncio.wait_for(migrating.wait(), PATIENCE) == 128 + signal.SIGTERM
+    await holder.close()
 
 
 async def test_a_migration_that_fails_leaves_nothing_behind(database):

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from app.main import create_app
-from app.settings import DisclosedField, Settings, SettingsError
+from app.settings import FILE_SUFFIX, DisclosedField, Settings, SettingsError, _variables
 from app.toss.crypto import TOSS_PUBLIC_KEY
 
 KEY = base64.b64encode(hashlib.sha256(b"sealing").digest()).decode()
@@ -283,6 +283,105 @@ def test_an_empty_environment_names_everything_it_needs(environment):
     assert len(faults) == 5
 
 
+# --- Files ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def file(tmp_path):
+    """The name of a file with this content."""
+
+    def write(content: str | bytes) -> str:
+        path = tmp_path / "s3cr3t-place"
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return str(path)
+
+    return write
+
+
+@pytest.mark.parametrize("line_end", ["", "\n", "\r\n"])
+def test_a_variable_may_be_given_as_a_file(environment, file, line_end):
+    environment(BFF_CERT__CLIENT_SECRET=None, BFF_CERT__CLIENT_SECRET_FILE=file("of  a file " + line_end))
+    assert Settings.from_environment().cert.client_secret.get_secret_value() == "of  a file "
+
+
+@pytest.mark.parametrize(
+    ("variable", "content"),
+    [
+        ("BFF_VAULT__KEYS", json.dumps({"k1": KEY}, indent=1) + "\n"),
+        ("BFF_ENVIRONMENT", "production"),
+        ("BFF_VAULT__HASH_KEY", HASH_KEY + "\n"),
+        ("BFF_CERT__CLIENT_ID", "client"),
+    ],
+)
+def test_json_required_and_outermost_variables_too(environment, file, variable, content):
+    environment()
+    expected = Settings.from_environment()
+    environment(**{variable: None, f"{variable}_FILE": file(content)})
+    assert Settings.from_environment() == expected
+    environment(**{variable: "", f"{variable}_FILE": None, f"{variable}_file".lower(): file(content)})
+    assert Settings.from_environment() == expected
+
+
+def test_a_pem_text_keeps_its_lines(environment, file):
+    environment(BFF_TOSS__KEY_PEM_FILE=file("-----BEGIN\nbody\n-----END\n"))
+    key = Settings.from_environment().toss.key_pem
+    assert key is not None
+    assert key.get_secret_value() == "-----BEGIN\nbody\n-----END"
+
+
+def test_names_that_end_alike_keep_their_meaning(environment):
+    own = {name for name, _ in _variables() if name.endswith(FILE_SUFFIX)}
+    assert {"BFF_TOSS__CERTIFICATE_FILE", "BFF_TOSS__KEY_FILE", "BFF_CERT__CA_FILE"} < own
+    assert not {name.removesuffix(FILE_SUFFIX) for name in own} & {name for name, _ in _variables()}
+    environment(**dict.fromkeys(own, "/nowhere/at/all"))
+    settings = Settings.from_environment()
+    assert str(settings.toss.key_file) == str(settings.cert.ca_file) == "/nowhere/at/all"
+
+
+def test_a_file_that_is_not_named_is_no_file(environment):
+    environment(BFF_CERT__CLIENT_SECRET_FILE="", BFF_EVENTS__SECRETS_FILE="")
+    assert Settings.from_environment().cert.client_secret.get_secret_value() == SECRET
+
+
+def test_a_value_and_a_file_contradict_each_other(environment, file):
+    assert faults_of(environment, BFF_CERT__CLIENT_SECRET_FILE=file("another-s3cr3t")) == [
+        "BFF_CERT__CLIENT_SECRET_FILE: BFF_CERT__CLIENT_SECRET is given as well"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (None, "cannot be read (FileNotFoundError)"),
+        (b"\xff\xfe secret", "cannot be read (UnicodeDecodeError)"),
+        ("", "the file is empty"),
+        ("\n", "the file is empty"),
+    ],
+)
+def test_a_file_that_holds_nothing_readable_is_a_fault(environment, file, content, why):
+    place = file("") + "-that-is-not-there" if content is None else file(content)
+    assert faults_of(environment, BFF_EVENTS__SECRETS_FILE=place) == [f"BFF_EVENTS__SECRETS_FILE: {why}"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "content", "fault"),
+    [
+        ("BFF_VAULT__HASH_KEY", "no key, but a s3cr3t", "must be Base64"),
+        ("BFF_VAULT__HASH_KEY", "A" * 43 + "=", "a placeholder, not a random key"),
+        ("BFF_VAULT__KEYS", "{s3cr3t", "must be JSON (a list or an object)"),
+    ],
+)
+def test_what_stands_in_a_file_is_examined_and_not_shown(environment, file, variable, content, fault):
+    changes = {variable: None, f"{variable}_FILE": file(content)}
+    assert faults_of(environment, **changes) == [f"{variable}: {fault}"]
+
+
+@pytest.mark.parametrize("name", ["BFF_FOO_FILE", "BFF_VAULT_FILE", "BFF_CERT__CLIENT_FILE", "BFF_CERT___FILE"])
+def test_a_file_for_a_misspelt_variable_is_a_fault(environment, file, name):
+    (fault,) = faults_of(environment, **{name: file("s3cr3t")})
+    assert fault.startswith(f"{name}: ")
+
+
 # --- JSON -------------------------------------------------------------------------------------------------
 
 
@@ -482,6 +581,8 @@ def test_two_vault_keys_are_fine_and_every_one_is_looked_at(environment):
 
 
 def test_the_application_refuses_settings_with_faults_however_they_were_made(environment):
-    environment(BFF_NETWORK__ALLOWED_ORIGINS='["*"]')
+    environment()
+    settings = Settings.from_environment()
+    open_to_all = settings.network.model_copy(update={"allowed_origins": ("*",)})
     with pytest.raises(SettingsError, match="BFF_NETWORK__ALLOWED_ORIGINS"):
-        create_app(Settings())
+        create_app(settings.model_copy(update={"network": open_to_all}))

@@ -7,10 +7,12 @@ import re
 import shlex
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 import httpx2
 import pytest
@@ -19,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from sandbox.__main__ import _free_port
 from sandbox.crypto import rsa_key_from_text
 from sandbox.purchases import PRODUCTS
+from tests.sandbox.receiver import receiving
 
 GIVE_UP_SECONDS = 60
 
@@ -107,6 +110,31 @@ def test_a_busy_port_is_said_and_replaced(state_dir):
             said = read_until(process, "# Toss Pay")
     assert f"Port {port} for the page is busy" in said
     assert f"http://127.0.0.1:{port}/" not in said
+
+
+@pytest.mark.allow_hosts(["127.0.0.1", "127.0.0.7"])
+def test_a_bff_elsewhere_finds_it_by_its_name_and_reads_its_variables(state_dir):
+    """As in the compose file: another address, a name of its own, and the BFF behind a proxy."""
+    host, folder = "127.0.0.7", state_dir / "variables"
+    elsewhere = ("--host", host, "--name", "sandbox.test", "--variables", str(folder))
+    with receiving() as bff:
+        behind = ("--bff-url", "http://127.0.0.1:8080", "--callbacks-url", bff.url.rpartition("/callbacks")[0])
+        with running(state_dir, "--only", "--port", "0", *elsewhere, *behind) as process:
+            said = read_until(process, "# Toss Pay")
+            found = re.findall(r"^export (\w+)=(.*)$", said, re.MULTILINE)
+            exports = {name: shlex.split(value)[0] for name, value in found}
+            assert {path.name: path.read_text("utf-8") for path in folder.iterdir()} == exports
+            assert all(path.stat().st_mode & 0o077 == 0 for path in folder.iterdir())
+            urls = [urlsplit(exports[f"BFF_{group}__API_URL"]) for group in ("CERT", "TOSS", "BILLING")]
+            assert {url.hostname for url in urls} == {"sandbox.test"}
+            trusting = ssl.create_default_context(cafile=exports["BFF_CERT__CA_FILE"])
+            with socket.create_connection((host, urls[0].port)) as plain:
+                trusting.wrap_socket(plain, server_hostname="sandbox.test").close()
+            page = urlsplit(exports["BFF_EVENTS__URL"]).port
+            with httpx2.Client(base_url=f"http://{host}:{page}", trust_env=False) as client:
+                assert client.get("/control/config").json()["bffUrl"] == "http://127.0.0.1:8080"
+                client.post("/control/callbacks/send", json={"kind": "payment", "body": {}})
+    assert [request["path"] for request in bff.requests] == ["/callbacks/toss/payment"]
 
 
 def test_secrets_on_disk_are_for_the_owner_only(state_dir):
