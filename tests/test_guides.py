@@ -106,7 +106,10 @@ def table(markdown: str, heading: str) -> list[list[str]]:
 
 
 def test_every_document_is_in_both_languages():
-    names = {path.name for path in (ROOT / "docs").glob("*.md")} - {"glossary.md", "licences.md"}  # which have both in one
+    names = {path.name for path in (ROOT / "docs").glob("*.md")} - {
+        "glossary.md",
+        "licences.md",
+    }  # which have both in one
     guides = {name.removesuffix(".md").removesuffix(".en") for name in names}
     assert names == {f"{guide}{language}.md" for guide in guides for language in LANGUAGES}
     assert guides >= set(GUIDES)

@@ -85,7 +85,10 @@ def test_the_bill_of_materials_names_what_the_image_installs():
     dockerfile = (ROOT / "Dockerfile").read_text("utf-8")
     (options,) = re.findall(r"uv export (.*) --output-file", dockerfile)
     made = subprocess.run(
-        [ROOT / ".venv" / "bin" / "uv", "export", *options.replace('${EXTRAS}', '').split()], cwd=ROOT, capture_output=True, check=True
+        [ROOT / ".venv" / "bin" / "uv", "export", *options.replace("${EXTRAS}", "").split()],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
     )
     bill = json.loads(made.stdout)
     assert bill["bomFormat"] == "CycloneDX"
