@@ -157,7 +157,7 @@ async def test_killed_at_a_step(settings, sandbox, books, act, step, first, last
     # Toss has noticed that the caller is gone: what was held before its effect never takes it.
     await asyncio.to_thread(sandbox.state.wait_until, lambda state: state.in_flight(CALLS[act]) == 0)
 
-    (row,) = (await books.orders.payments(limit=10)).payments
+    (row,) = (await books.orders.payments(limit=10)).items
     payment = {"orderNo": row.order_no}
     await run_reconcile(settings)
     assert await shop.state(payment) == first
