@@ -1,9 +1,9 @@
 """Fixtures: real servers once a session, a fresh database for every test, scenarios instead of fragments."""
 
 import asyncio
-import base64
 import json
 import logging
+import os
 import shutil
 import tempfile
 import uuid
@@ -20,11 +20,10 @@ from app.database import Database
 from app.observability import configure_logging
 from app.settings import Settings
 from sandbox.server import SandboxServer
+from tests.leaks import HASH_KEY, MANY, VAULT_KEY, leaks
 from tests.scenarios import MINI_APP_ADDRESS, Bff
 from tests.servers import postgres, redis
 
-VAULT_KEY = base64.b64encode(bytes(range(32))).decode()
-HASH_KEY = base64.b64encode(bytes(range(100, 132))).decode()
 UNLINK_AUTH = "toss-calls:G8k2pX5vQ9sT1mZ7"
 CONSENT_AUTH = "toss-tells:W4n6cR3jY8hB2dL5"
 PAYMENT_AUTH = "toss-pays:K7m3xD9wF5qH2vN8"
@@ -34,17 +33,37 @@ VECTORS = Path(__file__).parent / "data" / "toss-cert.json"
 
 
 def pytest_configure(config) -> None:
-    if config.option.log_file is None:
-        config.option.log_file = str(Path(tempfile.mkdtemp(prefix="bff-tests-")) / "run.log")
+    """Each worker has a log of its own, for `nothing_secret_is_logged`."""
+    config.option.log_file = str(Path(tempfile.mkdtemp(prefix="bff-tests-")) / "run.log")
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items) -> None:
-    items.sort(key=lambda item: item.path.name == "test_leaks.py")  # it looks back on the whole run
+def pytest_xdist_auto_num_workers() -> int:
+    """Each has servers of its own, unless they are given: then they serve one."""
+    is_given = any(name in os.environ for name in ("TEST_DATABASE_URL", "TEST_REDIS_URL"))
+    return 1 if is_given else min(os.cpu_count() or 1, 4)
+
+
+@pytest.fixture(scope="session")
+def handed_out() -> set[str]:
+    """Every code, token, key and userKey that Toss has given out during the run."""
+    return set()
 
 
 @pytest.fixture(scope="session", autouse=True)
-def logging_as_in_production(tmp_path_factory) -> Iterator[None]:
+def nothing_secret_is_logged(request, handed_out) -> Iterator[None]:
+    """G11 over the whole run: pytest writes everything that is logged, at DEBUG and unredacted, into one file, and
+    the servers that tests start write there too. It is searched when they have all ended."""
+    yield
+    lines = Path(request.config.option.log_file).read_text("utf-8").splitlines()
+    assert leaks(lines, handed_out) == []
+    if request.session.testscollected >= MANY:
+        assert any("verification_result_stored" in line for line in lines)
+        assert any("logged_in" in line for line in lines)
+        assert handed_out
+
+
+@pytest.fixture(scope="session", autouse=True)
+def logging_as_in_production(nothing_secret_is_logged, tmp_path_factory) -> Iterator[None]:
     with (tmp_path_factory.mktemp("logs") / "service.log").open("w", encoding="utf-8") as stream:
         root = logging.getLogger()
         of_pytest = root.handlers[:]
@@ -73,12 +92,6 @@ def sandbox_server(tmp_path_factory, vectors) -> Iterator[SandboxServer]:
         folder.mkdir()
         server.issue_client_certificate().write(folder)
         yield server
-
-
-@pytest.fixture(scope="session")
-def handed_out() -> set[str]:
-    """Every code, token, key and userKey that Toss has given out during the run, for tests/test_leaks.py."""
-    return set()
 
 
 @pytest.fixture

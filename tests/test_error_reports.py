@@ -29,9 +29,9 @@ from app.scrubbing import NAME, only
 from app.settings import SentrySettings
 from tests.collector import Collector, collecting, events_of
 from tests.conftest import settings_for
+from tests.leaks import FORMS, secrets
 from tests.processes import bff_at, serving
 from tests.scenarios import Bff
-from tests.test_leaks import FORMS, secrets
 
 SECRET = "Kim Toss, 01055557777; CI=="
 TX_ID = "71c3d6cd-6a74-48a8-8ab2-b48e6133ae6f"
