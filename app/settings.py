@@ -812,6 +812,7 @@ def _faults_of(error: ValidationError) -> list[str]:
             names = [f"{name}__{field.upper()}" for field, info in group.model_fields.items() if info.is_required()]
         else:
             names = [name]
-        message = "is required" if problem["type"] == "missing" else problem["msg"].removeprefix("Value error, ")
+        told = {"missing": "is required", "extra_forbidden": "unknown variable"}
+        message = told.get(problem["type"]) or problem["msg"].removeprefix("Value error, ")
         faults += [f"{name}: {message}" for name in names]
     return faults

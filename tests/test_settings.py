@@ -267,9 +267,7 @@ def test_a_misspelt_group_is_a_fault(environment, name):
     "name", ["BFF_CERT__CLIENTID", "BFF_SERVER__HOSTNAME", "BFF_VAULT__KEY", "BFF_FAULT__PAUSE", "BFF_REDIS__"]
 )
 def test_a_misspelt_field_is_a_fault(environment, name):
-    faults = faults_of(environment, **{name: "some value"})
-    assert len(faults) == 1
-    assert faults[0].startswith(name)
+    assert faults_of(environment, **{name: "some value"}) == [f"{name}: unknown variable"]
 
 
 @pytest.mark.parametrize("name", [name for name in VALID if name != "BFF_ENVIRONMENT"])

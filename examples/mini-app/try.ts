@@ -11,7 +11,7 @@ import { logIn, logInAnonymously, logOut, me } from "./login";
 import { execute, pay, payment } from "./payment";
 import { buy, entitlements, grantPendingOrders, purchase, subscribe } from "./purchase";
 import { billingKeys, endBillingKey, permitCharges } from "./recurring-payment";
-import { claim, verify } from "./verification";
+import { claim, finish, start, verify } from "./verification";
 
 const page = process.env["SANDBOX"] ?? "http://127.0.0.1:9480";
 const device = playDevice(page);
@@ -49,12 +49,14 @@ await story("a login, and a verification that belongs to it", async () => {
 
 await story("a verification that is claimed after the login", async () => {
   const stranger = new Bff(bffUrl);
-  const { txId, verificationToken } = await stranger.call<any>("POST", "/api/v1/cert/requests", {});
-  await claim(bff, txId, verificationToken);
+  const started = await start(stranger);
+  const { txId, verificationToken } = started;
+  await claim(bff, started);
   await assert.rejects(
     stranger.call("GET", `/api/v1/cert/requests/${txId}/status`, undefined, verificationToken),
     (error) => error instanceof BffError && error.code === "verification_not_found" && error.requestId !== null,
   );
+  assert.equal((await finish(bff, started))?.ageGroup, "ADULT");
 });
 
 await story("a verification whose result is lost on its way from Toss", async () => {

@@ -12,7 +12,7 @@ export interface Person {
   birthday: string;
 }
 
-interface Started {
+export interface Started {
   txId: string;
   requestType: "USER_NONE" | "USER_PERSONAL";
   requestedAt: string;
@@ -44,12 +44,20 @@ interface Result {
 
 /** Null: the user has not finished in time; start again. Without a person it is a one-touch verification. */
 export async function verify(bff: Bff, person?: Person): Promise<Outcome | null> {
+  return await finish(bff, await start(bff, person));
+}
+
+/** Keep what it answers in memory: without it nobody can fetch the result, or `claim` it. */
+export async function start(bff: Bff, person?: Person): Promise<Started> {
   // An older Toss app resolves the call below without doing anything.
   const least = person === undefined ? "5.236.0" : "5.233.0";
   if (!isMinVersionSupported({ android: least, ios: least })) throw new Error("the Toss app is too old");
 
   const request = person === undefined ? { requestType: "USER_NONE" } : { requestType: "USER_PERSONAL", ...person };
-  const started = await patiently(() => bff.call<Started>("POST", "/api/v1/cert/requests", request));
+  return await patiently(() => bff.call<Started>("POST", "/api/v1/cert/requests", request));
+}
+
+export async function finish(bff: Bff, started: Started): Promise<Outcome | null> {
   const { txId } = started;
   const token = started.verificationToken ?? bff.sessionToken;
 
@@ -71,7 +79,9 @@ export async function verify(bff: Bff, person?: Person): Promise<Outcome | null>
   return result.outcome;
 }
 
-/** Binds a verification that began before the login to the session, so that your server finds it by its user. */
-export async function claim(bff: Bff, txId: string, verificationToken: string): Promise<void> {
+/** After a login: binds a verification that began before it to the session, so that your server finds it by its user. */
+export async function claim(bff: Bff, started: Started): Promise<void> {
+  const { txId, verificationToken } = started;
   await bff.call("POST", `/api/v1/cert/requests/${txId}/claim`, { verificationToken });
+  delete started.verificationToken; // it opens nothing any more: the session does
 }
