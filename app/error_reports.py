@@ -149,12 +149,12 @@ class ErrorReports(logging.Handler):
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The exception and those that led to it."""
+    """The exception and those that it was made of; not those in whose handling it merely came up."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         yield error
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (error.__context__ if error.__suppress_context__ else None)
 
 
 def _is_reported(error: BaseException) -> bool:

@@ -466,6 +466,24 @@ async def test_one_failure_is_one_report(settings, sentry):
     assert [event["message"] for event in sentry.events(3)] == ["payment_left_open", "payment_held", "problem"]
 
 
+async def test_a_bug_in_the_handling_of_a_reported_failure_is_another(settings, sentry):
+    log = structlog.stdlib.get_logger("app.problems")
+    async with reporting(settings):
+        try:
+            raise StorageUnavailable  # noqa: TRY301
+        except StorageUnavailable:
+            LOG.error("payment_left_open")  # noqa: TRY400
+            try:
+                raise KeyError(SECRET)  # noqa: TRY301
+            except KeyError:
+                log.exception("internal_error")
+            try:
+                raise UpstreamInvalid from None  # noqa: TRY301
+            except UpstreamInvalid:
+                log.error("problem")  # noqa: TRY400
+    assert [event["message"] for event in sentry.events(2)] == ["payment_left_open", "internal_error"]
+
+
 async def test_the_doors_of_the_sdk_itself_stay_shut(settings, sandbox, sentry):
     async with Bff.running(settings, sandbox) as bff:
         sentry_sdk.set_user({"id": SECRET})
