@@ -141,10 +141,11 @@ class ErrorReports(logging.Handler):
             "contexts": {"trace": {"trace_id": request.get("trace_id"), "span_id": request.get("span_id")}},
         }
         if error is not None:
-            event |= event_from_exception(error, self.client.options)[0]
-            for shown in event["exception"]["values"]:
-                shown["value"] = TITLES.get(shown["type"])
             error.__dict__[REPORTED] = True
+            with suppress(Exception):  # one whose text cannot be had, or too long a chain: what was logged is left
+                event |= event_from_exception(error, self.client.options)[0]
+                for shown in event["exception"]["values"]:
+                    shown["value"] = TITLES.get(shown["type"])
         self.client.capture_event(cast("Event", event))
 
 

@@ -376,16 +376,20 @@ async def test_the_troubles_of_the_way_to_sentry_are_not_sent_along_it(settings,
     assert sentry.all() == []
 
 
-async def test_a_report_that_fails_is_no_second_error(settings, sentry):
+async def test_an_exception_that_cannot_be_shown_is_no_second_error_and_reported_by_its_event(settings, sentry):
     class Odd(Exception):
         @property
         def detail(self):
-            raise ValueError
+            raise ValueError(SECRET)
 
     async with reporting(settings):
-        LIBRARY.error("failed", exc_info=Odd())
-        LIBRARY.error("failed")
-    assert len(sentry.events(1)) == 1
+        try:
+            raise Odd  # noqa: TRY301
+        except Odd:
+            LOG.error("payment_held", code="payment_held")  # noqa: TRY400
+    (event,) = sentry.events(1)
+    assert event["message"] == event["tags"]["code"] == "payment_held"
+    assert "exception" not in event
 
 
 async def test_an_error_of_ours_is_reported_with_its_code_and_title(settings, sandbox, sentry):
