@@ -22,7 +22,7 @@ from structlog.contextvars import bind_contextvars
 
 from app import __version__
 from app.__main__ import _run
-from app.error_reports import ALLOWED, ErrorReports, reporting
+from app.error_reports import ALLOWED, MAX_ALIKE, ErrorReports, reporting
 from app.errors import StorageUnavailable, UpstreamInvalid, UpstreamUnavailable
 from app.main import create_app
 from app.scrubbing import NAME, only
@@ -390,6 +390,29 @@ async def test_an_exception_that_cannot_be_shown_is_no_second_error_and_reported
     (event,) = sentry.events(1)
     assert event["message"] == event["tags"]["code"] == "payment_held"
     assert "exception" not in event
+
+
+def test_a_storm_is_told_of_and_not_sent_whole(sentry):
+    now = 0.0
+    reports = ErrorReports(dsn=sentry.dsn, environment="production", release="r", monotonic=lambda: now)
+
+    def storm(logger: str, code: str) -> None:
+        for _ in range(MAX_ALIKE + 5):
+            reports.emit(logging.makeLogRecord({"name": logger, "msg": {"event": "problem", "code": code}}))
+
+    def reported() -> int:
+        reports.client.flush(timeout=30)
+        return len(sentry.all())
+
+    storm("app.problems", "storage_unavailable")
+    assert reported() == MAX_ALIKE
+    storm("app.problems", "toss_not_configured")
+    storm("app.reconcile", "storage_unavailable")
+    assert reported() == 2 * MAX_ALIKE
+    now = 60.0
+    storm("app.problems", "storage_unavailable")
+    assert reported() == MAX_ALIKE
+    reports.client.close()
 
 
 async def test_an_error_of_ours_is_reported_with_its_code_and_title(settings, sandbox, sentry):
