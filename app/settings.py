@@ -146,7 +146,7 @@ def _sentry_dsn(value: SecretStr) -> SecretStr:
     except ValueError:
         is_usable = False
     project = parts.path.rpartition("/")[2] if is_usable else ""
-    if parts.scheme not in {"http", "https"} or not (parts.hostname and parts.username and project.isdigit()):
+    if parts.scheme not in {"http", "https"} or not (parts.hostname and parts.username and project.isdecimal()):
         raise ValueError("must be a DSN: https://KEY@HOST/PROJECT")
     return value
 

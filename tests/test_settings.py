@@ -487,6 +487,7 @@ def test_a_dsn_names_a_key_and_a_project(environment, dsn):
         "https://key@/7",
         "https://key@h.example:x/7",
         "https://key@h.example/name",
+        "https://key@h.example/²",
         "7",
     ],
 )
