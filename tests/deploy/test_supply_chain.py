@@ -55,10 +55,12 @@ def vulnerability_database(*, is_affected: bool) -> Iterator[str]:
         thread.join()
 
 
+def audited(*options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["bash", ".ci/audit", *options], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
 def audit(url: str) -> tuple[int, str]:
-    done = subprocess.run(
-        ["bash", ".ci/audit", "--service-url", url], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = audited("--service-url", url)
     return done.returncode, done.stdout.strip()
 
 
@@ -75,6 +77,12 @@ def test_an_audit_that_could_not_ask_does_not_say_that_all_is_well():
     assert (code, said) == (0, "vulnerabilities: NOT CHECKED (the database could not be asked)")
 
 
+def test_an_audit_that_did_not_work_says_why():
+    done = audited("--no-such-option")
+    assert "NOT CHECKED" in done.stdout
+    assert "--no-such-option" in done.stderr
+
+
 def test_the_list_of_licences_is_current():
     assert (ROOT / "docs" / "licences.md").read_text("utf-8") == table()
     assert not re.search(r"\| *\|$", table(), re.MULTILINE)
@@ -85,7 +93,10 @@ def test_the_bill_of_materials_names_what_the_image_installs():
     dockerfile = (ROOT / "Dockerfile").read_text("utf-8")
     (options,) = re.findall(r"uv export (.*) --output-file", dockerfile)
     made = subprocess.run(
-        [ROOT / ".venv" / "bin" / "uv", "export", *options.replace('${EXTRAS}', '').split()], cwd=ROOT, capture_output=True, check=True
+        [ROOT / ".venv" / "bin" / "uv", "export", *options.replace("${EXTRAS}", "").split()],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
     )
     bill = json.loads(made.stdout)
     assert bill["bomFormat"] == "CycloneDX"
