@@ -147,8 +147,6 @@ def _serve(_options: argparse.Namespace) -> int:
         log_config=None,
         timeout_graceful_shutdown=math.ceil(settings.server.shutdown_grace.total_seconds()),
     )
-    # uvicorn raises the signal again when it is done; a stop that went well should not look like a death.
-    signal.signal(signal.SIGTERM, lambda _number, _frame: None)
     with listen(settings.server.host, settings.server.port) as listening:
         if settings.server.workers > 1:
             with tempfile.TemporaryDirectory(prefix="bff-metrics-") as folder:
@@ -156,6 +154,9 @@ def _serve(_options: argparse.Namespace) -> int:
                 Multiprocess(config, sockets=[listening]).run()
             return OK
         server = PatientServer(config)
+        # One that comes before uvicorn minds signals counts too. And it raises the signal again when it is done: a
+        # stop that went well should not look like a death.
+        signal.signal(signal.SIGTERM, server.handle_exit)
         server.run(sockets=[listening])
         return OK if server.started else FAILED
 

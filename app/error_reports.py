@@ -7,7 +7,9 @@ everything else stays, whoever put it there.
 import asyncio
 import logging
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from typing import Any, Final, cast
@@ -25,6 +27,8 @@ from app.settings import Settings
 
 CLOSE_WITHIN = timedelta(seconds=2)
 """For what is still to be sent when the process stops."""
+MAX_ALIKE = 20
+"""Reports of one kind that a process makes in a minute. A stranger may cause some, and each takes a millisecond."""
 LAST_TO_SPEAK = frozenset({"app.background", "app.problems", "asyncio", "uvicorn.error"})
 """Loggers of those who catch whatever comes: they are silent here when somebody has reported the same exception."""
 REPORTED = "_bff_reported"
@@ -89,10 +93,20 @@ class ErrorReports(logging.Handler):
     """
 
     def __init__(
-        self, *, dsn: str, environment: str, release: str, sample_rate: float = 1.0, allowed: Allowed = ALLOWED
+        self,
+        *,
+        dsn: str,
+        environment: str,
+        release: str,
+        sample_rate: float = 1.0,
+        allowed: Allowed = ALLOWED,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(logging.ERROR)
         self._allowed = allowed
+        self._monotonic = monotonic
+        self._minute = 0.0
+        self._alike: Counter[object] = Counter()
         self.client: Final = sentry_sdk.Client(
             dsn=dsn,
             environment=environment,
@@ -126,6 +140,8 @@ class ErrorReports(logging.Handler):
         if record.name in LAST_TO_SPEAK and error is not None and _is_reported(error):
             return
         said = record.msg if isinstance(record.msg, Mapping) else {}  # a library's text may hold anything
+        if self._is_one_too_many((record.name, said.get("event"), said.get("code"), type(error))):
+            return
         request = current_request()
         event: dict[str, Any] = {
             "level": "error",
@@ -141,20 +157,29 @@ class ErrorReports(logging.Handler):
             "contexts": {"trace": {"trace_id": request.get("trace_id"), "span_id": request.get("span_id")}},
         }
         if error is not None:
-            event |= event_from_exception(error, self.client.options)[0]
-            for shown in event["exception"]["values"]:
-                shown["value"] = TITLES.get(shown["type"])
             error.__dict__[REPORTED] = True
+            with suppress(Exception):  # one whose text cannot be had, or too long a chain: what was logged is left
+                event |= event_from_exception(error, self.client.options)[0]
+                for shown in event["exception"]["values"]:
+                    shown["value"] = TITLES.get(shown["type"])
         self.client.capture_event(cast("Event", event))
+
+    def _is_one_too_many(self, kind: object) -> bool:
+        minute = self._monotonic() // 60
+        if minute != self._minute:
+            self._minute = minute
+            self._alike.clear()
+        self._alike[kind] += 1
+        return self._alike[kind] > MAX_ALIKE
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The exception and those that led to it."""
+    """The exception and those that it was made of; not those in whose handling it merely came up."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         yield error
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (error.__context__ if error.__suppress_context__ else None)
 
 
 def _is_reported(error: BaseException) -> bool:

@@ -22,7 +22,17 @@ from app.background import every, repeating
 from app.error_reports import reporting
 from app.errors import RequestTimeout, TooManyRequests
 from app.metrics import Metrics
-from app.network import Allowlist, BodyLimit, CrossOrigin, RateLimit, RateLimits, Rates, is_below, mini_app_origins
+from app.network import (
+    Allowlist,
+    BodyLimit,
+    CrossOrigin,
+    OneLine,
+    RateLimit,
+    RateLimits,
+    Rates,
+    is_below,
+    mini_app_origins,
+)
 from app.observability import RequestLog, configure_logging, request_id_of
 from app.reconcile import reconcile
 from app.resources import Clock, Resources, open_resources, utc_now
@@ -102,6 +112,7 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> FastAPI:
         clock=clock,
         exceptions=network.callback_exceptions,
     )
+    application.add_middleware(OneLine)
     application.add_middleware(problems.LastResort, request_id_of=request_id_of)
     application.add_middleware(
         CrossOrigin, prefix=CALLBACKS, servers=PARTNER_SERVER, origins=allowed_origins(network)

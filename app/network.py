@@ -18,7 +18,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import AddressNotAllowed, PayloadTooLarge, RequestTimeout, TooManyRequests
+from app.errors import AddressNotAllowed, NotFound, PayloadTooLarge, RequestTimeout, TooManyRequests
 from app.metrics import Metrics
 from app.observability import request_id_of
 from app.problems import render
@@ -98,6 +98,22 @@ def _caller_of(scope: Scope, trusted: Iterable[Network]) -> Caller:
 def is_below(path: str, prefix: str) -> bool:
     """`/a`, `/a/` and `/a/b`, but not `/ab`, are below `/a`; by the decoded path, as the routes are matched."""
     return f"{path}/".startswith(f"{prefix}/")
+
+
+class OneLine:
+    """Knows no path with a line end. Routes are found before one that comes last, and whoever guards them by their
+    path would take it for another.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and "\n" in scope["path"]:
+            response = render(NotFound(), request_id=request_id_of(Request(scope)))
+            await response(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
 
 
 class Allowlist:

@@ -37,6 +37,8 @@ from typing_extensions import override
 
 PREFIX = "BFF_"
 FILE_SUFFIX = "_FILE"
+LONGEST_FILE = 1_000_000
+"""Characters; no setting is longer, and a device may have no end."""
 JSON_TYPES = (dict, tuple, frozenset)
 TOSS_PUBLIC_KEY_SHA256 = "3c9b95d619baa27623d5509d68e2c48df2330abac55e69de5a0a5b9c555ff9e3"
 """Of the DER of the published key (toss-cert reference 4.5)."""
@@ -144,7 +146,7 @@ def _sentry_dsn(value: SecretStr) -> SecretStr:
     except ValueError:
         is_usable = False
     project = parts.path.rpartition("/")[2] if is_usable else ""
-    if parts.scheme not in {"http", "https"} or not (parts.hostname and parts.username and project.isdigit()):
+    if parts.scheme not in {"http", "https"} or not (parts.hostname and parts.username and project.isdecimal()):
         raise ValueError("must be a DSN: https://KEY@HOST/PROJECT")
     return value
 
@@ -778,9 +780,15 @@ def _with_files(environment: Mapping[str, str]) -> tuple[dict[str, str], list[st
             faults.append(f"{variable}{FILE_SUFFIX}: {variable} is given as well")
             continue
         try:
-            content = Path(path).read_text("utf-8").rstrip("\r\n")
+            with Path(path).open(
+                encoding="utf-8-sig"
+            ) as file:  # an editor's mark at the start is no part of a secret
+                content = file.read(LONGEST_FILE + 1).rstrip("\r\n")
         except (OSError, ValueError) as error:
             faults.append(f"{variable}{FILE_SUFFIX}: cannot be read ({type(error).__name__})")
+            continue
+        if len(content) > LONGEST_FILE or "\0" in content:
+            faults.append(f"{variable}{FILE_SUFFIX}: the file holds no text of a setting")
             continue
         if not content:
             faults.append(f"{variable}{FILE_SUFFIX}: the file is empty")

@@ -22,7 +22,7 @@ from structlog.contextvars import bind_contextvars
 
 from app import __version__
 from app.__main__ import _run
-from app.error_reports import ALLOWED, ErrorReports, reporting
+from app.error_reports import ALLOWED, MAX_ALIKE, ErrorReports, reporting
 from app.errors import StorageUnavailable, UpstreamInvalid, UpstreamUnavailable
 from app.main import create_app
 from app.scrubbing import NAME, only
@@ -376,16 +376,43 @@ async def test_the_troubles_of_the_way_to_sentry_are_not_sent_along_it(settings,
     assert sentry.all() == []
 
 
-async def test_a_report_that_fails_is_no_second_error(settings, sentry):
+async def test_an_exception_that_cannot_be_shown_is_no_second_error_and_reported_by_its_event(settings, sentry):
     class Odd(Exception):
         @property
         def detail(self):
-            raise ValueError
+            raise ValueError(SECRET)
 
     async with reporting(settings):
-        LIBRARY.error("failed", exc_info=Odd())
-        LIBRARY.error("failed")
-    assert len(sentry.events(1)) == 1
+        try:
+            raise Odd  # noqa: TRY301
+        except Odd:
+            LOG.error("payment_held", code="payment_held")  # noqa: TRY400
+    (event,) = sentry.events(1)
+    assert event["message"] == event["tags"]["code"] == "payment_held"
+    assert "exception" not in event
+
+
+def test_a_storm_is_told_of_and_not_sent_whole(sentry):
+    now = 0.0
+    reports = ErrorReports(dsn=sentry.dsn, environment="production", release="r", monotonic=lambda: now)
+
+    def storm(logger: str, code: str) -> None:
+        for _ in range(MAX_ALIKE + 5):
+            reports.emit(logging.makeLogRecord({"name": logger, "msg": {"event": "problem", "code": code}}))
+
+    def reported() -> int:
+        reports.client.flush(timeout=30)
+        return len(sentry.all())
+
+    storm("app.problems", "storage_unavailable")
+    assert reported() == MAX_ALIKE
+    storm("app.problems", "toss_not_configured")
+    storm("app.reconcile", "storage_unavailable")
+    assert reported() == 2 * MAX_ALIKE
+    now = 60.0
+    storm("app.problems", "storage_unavailable")
+    assert reported() == MAX_ALIKE
+    reports.client.close()
 
 
 async def test_an_error_of_ours_is_reported_with_its_code_and_title(settings, sandbox, sentry):
@@ -464,6 +491,24 @@ async def test_one_failure_is_one_report(settings, sentry):
             LOG.error("payment_held")  # noqa: TRY400 - another matter, whatever it came from
         log.error("problem")
     assert [event["message"] for event in sentry.events(3)] == ["payment_left_open", "payment_held", "problem"]
+
+
+async def test_a_bug_in_the_handling_of_a_reported_failure_is_another(settings, sentry):
+    log = structlog.stdlib.get_logger("app.problems")
+    async with reporting(settings):
+        try:
+            raise StorageUnavailable  # noqa: TRY301
+        except StorageUnavailable:
+            LOG.error("payment_left_open")  # noqa: TRY400
+            try:
+                raise KeyError(SECRET)  # noqa: TRY301
+            except KeyError:
+                log.exception("internal_error")
+            try:
+                raise UpstreamInvalid from None  # noqa: TRY301
+            except UpstreamInvalid:
+                log.error("problem")  # noqa: TRY400
+    assert [event["message"] for event in sentry.events(2)] == ["payment_left_open", "internal_error"]
 
 
 async def test_the_doors_of_the_sdk_itself_stay_shut(settings, sandbox, sentry):

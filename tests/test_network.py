@@ -226,6 +226,13 @@ async def test_toss_s_published_addresses_are_the_default(one, sandbox, address)
         assert answer.status_code == (404 if last == 11 or 80 <= last <= 87 else 403)
 
 
+async def test_a_line_end_leads_past_no_guard(one, sandbox):
+    async with Bff.running(with_network(one, metrics_allowlist=[]), sandbox) as bff:
+        assert_problem(await bff.http.get("/metrics"), 403, "address_not_allowed")
+        assert_problem(await bff.http.get("/metrics%0A"), 404, "not_found")
+        assert_problem(await bff.http.post(f"{PATH}%0A", json={}), 404, "not_found")
+
+
 async def test_an_empty_list_refuses_everybody(one, sandbox):
     async with Bff.running(with_network(one, callback_allowlist=[]), sandbox) as bff:
         assert_problem(await bff.http.post(CALLBACK), 403, "address_not_allowed")

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from app.main import create_app
-from app.settings import FILE_SUFFIX, DisclosedField, Settings, SettingsError, _variables
+from app.settings import FILE_SUFFIX, LONGEST_FILE, DisclosedField, Settings, SettingsError, _variables
 from app.toss.crypto import TOSS_PUBLIC_KEY
 
 KEY = base64.b64encode(hashlib.sha256(b"sealing").digest()).decode()
@@ -296,9 +296,12 @@ def file(tmp_path):
     return write
 
 
-@pytest.mark.parametrize("line_end", ["", "\n", "\r\n"])
-def test_a_variable_may_be_given_as_a_file(environment, file, line_end):
-    environment(BFF_CERT__CLIENT_SECRET=None, BFF_CERT__CLIENT_SECRET_FILE=file("of  a file " + line_end))
+@pytest.mark.parametrize(
+    ("mark", "line_end"),
+    [("", ""), ("", "\n"), ("", "\r\n"), pytest.param("\ufeff", "\r\n", id="as Notepad does it")],
+)
+def test_a_variable_may_be_given_as_a_file(environment, file, mark, line_end):
+    environment(BFF_CERT__CLIENT_SECRET=None, BFF_CERT__CLIENT_SECRET_FILE=file(mark + "of  a file " + line_end))
     assert Settings.from_environment().cert.client_secret.get_secret_value() == "of  a file "
 
 
@@ -354,11 +357,19 @@ def test_a_value_and_a_file_contradict_each_other(environment, file):
         (b"\xff\xfe secret", "cannot be read (UnicodeDecodeError)"),
         ("", "the file is empty"),
         ("\n", "the file is empty"),
+        ("s3cr3t\0", "the file holds no text of a setting"),
+        ("s3cr3t" * LONGEST_FILE, "the file holds no text of a setting"),
     ],
+    ids=["absent", "not UTF-8", "empty", "line end", "NUL", "long"],
 )
 def test_a_file_that_holds_nothing_readable_is_a_fault(environment, file, content, why):
     place = file("") + "-that-is-not-there" if content is None else file(content)
     assert faults_of(environment, BFF_EVENTS__SECRETS_FILE=place) == [f"BFF_EVENTS__SECRETS_FILE: {why}"]
+
+
+def test_a_file_without_an_end_is_not_read_for_ever(environment):
+    (fault,) = faults_of(environment, BFF_EVENTS__SECRETS_FILE="/dev/zero")
+    assert fault.startswith("BFF_EVENTS__SECRETS_FILE: ")
 
 
 @pytest.mark.parametrize(
@@ -474,6 +485,7 @@ def test_a_dsn_names_a_key_and_a_project(environment, dsn):
         "https://key@/7",
         "https://key@h.example:x/7",
         "https://key@h.example/name",
+        "https://key@h.example/²",
         "7",
     ],
 )

@@ -229,13 +229,19 @@ def test_kubernetes_is_fit_for_production(manifests, read):
 def test_pods_of_kubernetes_are_confined_and_see_the_files_that_are_named(manifests):
     named = {path for name, path in manifests["ConfigMap"]["data"].items() if name.endswith(FILE_SUFFIX)}
     assert {Path(path).name for path in named} == set(SECRETS)
-    for kind in ("Job", "Deployment"):
+    # Several workers need a folder to write to; the migration has none.
+    for kind, writable in (("Job", set()), ("Deployment", {"/tmp"})):
         pod = manifests[kind]["spec"]["template"]["spec"]
         (container,) = pod["containers"]
         assert pod["enableServiceLinks"] is False
         assert pod["securityContext"]["runAsUser"] == 10001
         assert container["securityContext"]["readOnlyRootFilesystem"] is True
-        assert {mount["mountPath"] for mount in container["volumeMounts"]} == {"/run/secrets", "/run/certificates"}
+        mounts = {mount["mountPath"]: mount.get("readOnly", False) for mount in container["volumeMounts"]}
+        assert {path for path, is_read_only in mounts.items() if is_read_only} == {
+            "/run/secrets",
+            "/run/certificates",
+        }
+        assert {path for path, is_read_only in mounts.items() if not is_read_only} == writable
         assert container["envFrom"] == [{"configMapRef": {"name": "bff"}}]
 
 

@@ -108,7 +108,7 @@ async def test_the_proxy_passes_on_only_what_it_has_seen(tmp_path):
 async def test_metrics_stay_inside(behind_the_proxy, tmp_path):
     with serving(behind_the_proxy) as server, proxy(tmp_path, server.url) as url:
         async with calling_from(PROXY, url) as outside, calling_from(PROXY, server.url) as inside:
-            for path in ("/metrics", "/metrics/", "/%6detrics", "//metrics"):
+            for path in ("/metrics", "/metrics/", "/%6detrics", "//metrics", "/metrics%0A"):
                 assert (await outside.get(path)).status_code == 404, path
             assert (await outside.get("/livez")).status_code == 200
             assert (await inside.get("/metrics")).status_code == 200

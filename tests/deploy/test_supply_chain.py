@@ -55,10 +55,12 @@ def vulnerability_database(*, is_affected: bool) -> Iterator[str]:
         thread.join()
 
 
+def audited(*options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["bash", ".ci/audit", *options], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
 def audit(url: str) -> tuple[int, str]:
-    done = subprocess.run(
-        ["bash", ".ci/audit", "--service-url", url], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = audited("--service-url", url)
     return done.returncode, done.stdout.strip()
 
 
@@ -73,6 +75,12 @@ def test_the_audit_says_what_the_database_knows(is_affected, said):
 def test_an_audit_that_could_not_ask_does_not_say_that_all_is_well():
     code, said = audit(f"http://127.0.0.1:{free_port()}/")
     assert (code, said) == (0, "vulnerabilities: NOT CHECKED (the database could not be asked)")
+
+
+def test_an_audit_that_did_not_work_says_why():
+    done = audited("--no-such-option")
+    assert "NOT CHECKED" in done.stdout
+    assert "--no-such-option" in done.stderr
 
 
 def test_the_list_of_licences_is_current():

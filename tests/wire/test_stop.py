@@ -4,6 +4,7 @@ import asyncio
 import json
 import signal
 import socket
+import sys
 from datetime import datetime, timedelta
 
 import httpx2
@@ -94,3 +95,25 @@ async def test_a_call_that_does_not_end_is_given_up_after_the_stated_time(produc
             assert (await asking).status_code == 500
     cut, asked = (told_at(server, text) for text in ("Cancel 1 running", "Shutting down"))
     assert timedelta(seconds=0.5) <= cut - asked < timedelta(seconds=20)
+
+
+SIGNALLED_EARLY = """
+import signal, sys, app.__main__ as command
+made = command.PatientServer.run
+def run(*given, **named):
+    signal.raise_signal(signal.SIGTERM)
+    made(*given, **named)
+command.PatientServer.run = run
+sys.exit(command.main(["serve"]))
+"""
+
+
+async def test_a_signal_that_comes_before_the_server_minds_signals_is_not_lost(production, sandbox):
+    class Early(Server):
+        COMMAND = (sys.executable, "-c", SIGNALLED_EARLY)
+
+    server = Early(settings_for(production, sandbox))
+    try:
+        await server.says("Finished server process")
+    finally:
+        server.kill()
