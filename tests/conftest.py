@@ -63,7 +63,7 @@ def nothing_secret_is_logged(request, handed_out) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def logging_as_in_production(nothing_secret_is_logged, tmp_path_factory) -> Iterator[None]:
+def logging_as_in_production(tmp_path_factory) -> Iterator[None]:
     with (tmp_path_factory.mktemp("logs") / "service.log").open("w", encoding="utf-8") as stream:
         root = logging.getLogger()
         of_pytest = root.handlers[:]
