@@ -65,7 +65,7 @@ def test_every_word_of_toss_is_known():
     }
 
 
-@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("end", sorted(ENDS))
 def test_what_is_over_stays_so_or_is_held(end):
     assert reachable(end) == {end, S.HELD}
 
