@@ -457,6 +457,14 @@ class SealedDataUnreadable(AppError):
     level = logging.ERROR
 
 
+class ServiceStopping(AppError):
+    code = "service_stopping"
+    status = 503
+    title = "The service is stopping, and the call did not end in time"
+    level = logging.WARNING
+    retryable = True
+
+
 class StorageUnavailable(AppError):
     code = "storage_unavailable"
     status = 503

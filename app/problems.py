@@ -1,5 +1,6 @@
 """Errors on the wire: RFC 9457 `application/problem+json`, one renderer for handlers and middleware."""
 
+import asyncio
 import json
 import math
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from app.errors import (
     RequestTimeout,
     ScopeMissing,
     ServerKeyRequired,
+    ServiceStopping,
     StorageUnavailable,
     UpstreamBudgetExhausted,
     UpstreamInvalid,
@@ -39,7 +41,13 @@ TYPE_PREFIX = "urn:apps-in-toss-bff:problem:"
 MAX_REPORTED_FAULTS = 20
 
 # What the routes have in common, for their documentation.
-ALWAYS: tuple[type[AppError], ...] = (InvalidRequest, PayloadTooLarge, StorageUnavailable, InternalError)
+ALWAYS: tuple[type[AppError], ...] = (
+    InvalidRequest,
+    PayloadTooLarge,
+    StorageUnavailable,
+    ServiceStopping,
+    InternalError,
+)
 UPSTREAM: tuple[type[AppError], ...] = (
     UpstreamUnavailable,
     UpstreamTimeout,
@@ -155,8 +163,14 @@ def _methods_of(request: Request) -> list[str]:
     return [method for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE") if is_known(method)]
 
 
+CUT_OFF = "Task cancelled, timeout graceful shutdown exceeded"
+"""With this uvicorn cancels a request at the end of its patience with a stop."""
+
+
 class LastResort:
-    """Turns a bug into a problem inside CORS and the request log; Starlette's own handler stands outside both."""
+    """Turns a bug, and the end of a stop's patience, into a problem inside CORS and the request log. Starlette's
+    own handler stands outside both.
+    """
 
     def __init__(self, app: ASGIApp, *, request_id_of: RequestIdOf) -> None:
         self._app = app
@@ -179,8 +193,15 @@ class LastResort:
             structlog.stdlib.get_logger("app.problems").exception("internal_error")
             if has_started:
                 raise
-            response = render(InternalError(), request_id=self._request_id_of(Request(scope)))
-            await response(scope, receive, send)
+            await self._answer(InternalError(), scope, receive, send)
+        except asyncio.CancelledError as cancelled:
+            if has_started or cancelled.args != (CUT_OFF,):
+                raise
+            await self._answer(ServiceStopping(), scope, receive, send)
+
+    async def _answer(self, error: AppError, scope: Scope, receive: Receive, send: Send) -> None:
+        response = render(error, request_id=self._request_id_of(Request(scope)))
+        await response(scope, receive, send)
 
 
 def _pointer(fault: Any) -> str:  # noqa: ANN401 - pydantic's error dict

@@ -71,6 +71,7 @@ CODES = {
     "scope_missing": 403,
     "sealed_data_unreadable": 503,
     "server_key_required": 401,
+    "service_stopping": 503,
     "session_not_found": 404,
     "session_required": 401,
     "storage_unavailable": 503,
