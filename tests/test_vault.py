@@ -168,6 +168,7 @@ def test_every_column_with_personal_data_is_sealed():
         "event": {
             "position", "event_id", "type", "subject", "data", "occurred_at", "state", "attempts",
             "next_attempt_at", "give_up_at", "lease_id", "lease_until", "last_status", "delivered_at",
+            "traceparent",
         },
         "purchase": {
             "order_id", "user_id", "key_hash", "sku", "state", "toss_status", "granted_at", "refunded_at",

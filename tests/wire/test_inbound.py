@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 
 import httpx2
@@ -56,9 +56,17 @@ async def raw(
             writer.write(more)
             await asyncio.sleep(every)  # a slow client is slow
 
+    async def hear() -> bytes:
+        heard = b""
+        # So ends the connection of a server that closes it while we go on sending.
+        with suppress(ConnectionResetError):
+            while block := await reader.read(65536):
+                heard += block
+        return heard
+
     dripping = asyncio.create_task(drip())
     try:
-        return await asyncio.wait_for(reader.read(), PATIENCE)
+        return await asyncio.wait_for(hear(), PATIENCE)
     finally:
         dripping.cancel()
         writer.transport.abort()
