@@ -11,11 +11,11 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from importlib.util import find_spec
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, Self, get_origin
@@ -672,7 +672,7 @@ class Settings(BaseSettings):
             ("BFF_NETWORK__CALLBACK_ALLOWLIST: empty, so Toss cannot call", not self.network.callback_allowlist),
             (
                 "BFF_NETWORK__CALLBACK_ALLOWLIST: admits everybody",
-                any(network.prefixlen == 0 for network in self.network.callback_allowlist),
+                _admits_everybody(self.network.callback_allowlist),
             ),
             (
                 "BFF_NETWORK__CALLBACK_EXCEPTIONS: lasts longer than 24 hours from now",
@@ -680,7 +680,7 @@ class Settings(BaseSettings):
             ),
             (
                 "BFF_NETWORK__METRICS_ALLOWLIST: admits everybody",
-                any(network.prefixlen == 0 for network in self.network.metrics_allowlist),
+                _admits_everybody(self.network.metrics_allowlist),
             ),
             (
                 "BFF_NETWORK__TRUSTED_PROXIES: trusts far more than proxies",
@@ -732,6 +732,13 @@ def _is_trusted_host(host: str, accepted: Iterable[str]) -> bool:
 
 def _is_short(auth: SecretStr | None) -> bool:
     return auth is not None and len(auth.get_secret_value().strip()) < SHORTEST_AUTH
+
+
+def _admits_everybody(networks: Sequence[IPv4Network | IPv6Network]) -> bool:
+    """However it is written: two halves are the whole."""
+    four = collapse_addresses([network for network in networks if isinstance(network, IPv4Network)])
+    six = collapse_addresses([network for network in networks if isinstance(network, IPv6Network)])
+    return any(whole.prefixlen == 0 for whole in four) or any(whole.prefixlen == 0 for whole in six)
 
 
 def _is_placeholder(key: bytes) -> bool:

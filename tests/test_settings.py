@@ -541,6 +541,13 @@ def test_production_refuses_what_is_unfit_for_it_and_development_does_not(enviro
     assert Settings.from_environment().faults() == []
 
 
+@pytest.mark.parametrize("group", ["CALLBACK", "METRICS"])
+@pytest.mark.parametrize("everybody", [["0.0.0.0/0"], ["::/0"], ["10.0.0.0/8", "0.0.0.0/1", "::/1", "128.0.0.0/1"]])
+def test_an_allowlist_of_everybody_is_refused_however_it_is_written(environment, group, everybody):
+    variable = f"BFF_NETWORK__{group}_ALLOWLIST"
+    assert faults_of(environment, **{variable: json.dumps(everybody)}) == [f"{variable}: admits everybody"]
+
+
 def test_production_lists_all_its_faults_at_once(environment):
     together = {}
     for changes in PRODUCTION_FAULTS.values():
