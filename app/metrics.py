@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import Final
 
 from prometheus_client import (
@@ -171,13 +172,24 @@ class Metrics:
 
     def exposition(self, readings: Readings | None = None) -> bytes:
         shown = CollectorRegistry()
-        if os.environ.get(FOLDER_VARIABLE):
-            MultiProcessCollector(shown)  # type: ignore[no-untyped-call]
-        else:
-            shown.register(self._registry)
+        folder = os.environ.get(FOLDER_VARIABLE)
+        shown.register(_AllWorkers(Path(folder)) if folder else self._registry)
         shown.register(self._client_certificate)
         shown.register(_Measured(readings or Readings()))
         return generate_latest(shown)
+
+
+class _AllWorkers(Collector):
+    """What the workers have written into their folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @override
+    def collect(self) -> Iterator[Metric]:
+        # A worker that was killed while it made its file has left it empty, which nobody could read.
+        files = [str(file) for file in self._folder.glob("*.db") if file.stat().st_size > 0]
+        yield from MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call]
 
 
 class _ClientCertificate(Collector):

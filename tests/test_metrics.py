@@ -17,7 +17,7 @@ from app.errors import StorageUnavailable
 from app.events.tables import Event, EventState, EventType
 from app.gauges import FRESH_FOR, Gauges
 from app.main import create_app
-from app.metrics import BUCKETS, UNMATCHED, Metrics, Waiting
+from app.metrics import BUCKETS, FOLDER_VARIABLE, UNMATCHED, Metrics, Readings, Waiting
 from app.observability import METHODS
 from app.payments.states import PaymentState
 from app.toss.cert import RequestStatus
@@ -495,3 +495,11 @@ async def ask(process: Server, path: str) -> str:
     """On a connection of its own, which either worker may take."""
     async with httpx2.AsyncClient(base_url=process.url, timeout=PATIENCE, trust_env=False) as http:
         return (await http.get(path)).text
+
+
+@pytest.mark.parametrize("has_folder", [True, False])
+def test_a_scrape_survives_what_a_killed_worker_has_left(tmp_path, monkeypatch, has_folder):
+    if has_folder:
+        (tmp_path / "counter_7.db").touch()
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path if has_folder else tmp_path / "gone"))
+    assert b"bff_database_up 1.0" in Metrics().exposition(Readings(is_database_up=True))
